@@ -151,7 +151,7 @@ class ComfyClient:
                 prompt_id = accepted["prompt_id"]
                 try:
                     await asyncio.wait_for(_follow(socket, graph, prompt_id, on_progress), self.timeout)
-                except TimeoutError:
+                except asyncio.TimeoutError:  # not the builtin one before Python 3.11
                     await self._answer(session, "POST", f"/api/jobs/{prompt_id}/cancel")
                     raise ServerError(f"The graph was cancelled after {self.timeout:g} s.") from None
             entry = (await self._answer(session, "GET", f"/history/{prompt_id}")).get(prompt_id)
