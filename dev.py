@@ -7,8 +7,9 @@
     python dev.py bench [NAME]      run one benchmark of bench/, or list them
     python dev.py train-demo        retrain the demo models
 
-Everything is kept in .atelier/ (ATELIER_HOME names another folder): a virtual environment, ComfyUI, and a base
-directory with models, pictures and user data. An existing ComfyUI (--comfyui, ATELIER_COMFYUI) is only read.
+Everything is kept in .atelier/ (ATELIER_HOME names another folder): a virtual environment, ComfyUI, and a
+base directory with models, pictures and user data. An existing ComfyUI (--comfyui, ATELIER_COMFYUI) is only
+read.
 Each finished step leaves a stamp with the hash of what went in, so a second run starts at once and a run
 that was cut off goes on where it stopped. Standard library only.
 """
@@ -17,8 +18,8 @@ from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 10):
-    sys.exit("Atelier needs Python 3.10 or newer; this is Python %d.%d." % sys.version_info[:2])
+if sys.version_info < (3, 10):  # noqa: UP036 - an older Python must be able to read this far and say so
+    sys.exit("Atelier needs Python 3.10 or newer; this is Python {}.{}.".format(*sys.version_info))
 
 import argparse
 import ast
@@ -33,7 +34,6 @@ import socket
 import subprocess
 import tarfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -202,8 +202,8 @@ def explain(log: Path, label: str) -> tuple[str, Path | None]:
         return f"The disk ran full during '{label}'; make room and run the same command again.", None
     if NO_NETWORK.search(text):
         return (
-            f"No network: '{label}' could not download what it needs; connect and run the same command again, "
-            "it goes on where it stopped."
+            f"No network: '{label}' could not download what it needs; connect and run the same command "
+            "again, it goes on where it stopped."
         ), None
     return f"'{label}' failed; its log is {log}.", log
 
@@ -228,9 +228,10 @@ def choose_python(running: tuple[int, int], found: dict[tuple[int, int], str]) -
             return found[version]
         if version == running:
             return sys.executable
+    supported = ", ".join(f"{major}.{minor}" for major, minor in sorted(PYTHONS))
     raise Problem(
-        f"Wrong Python: torch has no build for Python {running[0]}.{running[1]}, and none of "
-        f"{', '.join('%d.%d' % version for version in sorted(PYTHONS))} is on the PATH; install Python 3.11."
+        f"Wrong Python: torch has no build for Python {running[0]}.{running[1]}, and none of {supported} "
+        "is on the PATH; install Python 3.11."
     )
 
 
@@ -238,7 +239,7 @@ def find_pythons() -> dict[tuple[int, int], str]:
     """Interpreters of the supported versions on the PATH, each asked for its version."""
     found = {}
     for version in PYTHONS:
-        name = "%d.%d" % version
+        name = f"{version[0]}.{version[1]}"
         command = ["py", f"-{name}"] if os.name == "nt" else [f"python{name}"]
         if not shutil.which(command[0]):
             continue
@@ -277,7 +278,7 @@ def make_venv(home: Path) -> Path:
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
 
@@ -469,7 +470,7 @@ def server_command(setup: Setup, base: Path, port: int, cpu: bool) -> list[str]:
     command += ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
     command += ["--database-url", f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"]
     command += ["--disable-auto-launch", "--disable-api-nodes"]
-    return command + ["--cpu"] if cpu else command
+    return [*command, "--cpu"] if cpu else command
 
 
 @contextlib.contextmanager
@@ -508,6 +509,14 @@ def server(
         stop_process(process)
 
 
+def answers(url: str, patience: float) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/system_stats", timeout=patience):
+            return True
+    except OSError:  # URLError is one
+        return False
+
+
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, patience: float) -> None:
     began = time.monotonic()
     while time.monotonic() - began < patience:
@@ -516,11 +525,9 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, pati
             if "is already in use" in text:
                 raise Problem(f"Port {url.rsplit(':', 1)[1]} is taken; give another one with --port.")
             raise Problem(f"The server stopped while it was starting; its log is {log}.", log)
-        try:
-            with urllib.request.urlopen(f"{url}/system_stats", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+        if answers(url, patience=5):
+            return
+        time.sleep(0.2)
     raise Problem(f"The server did not answer within {patience:.0f} s; its log is {log}.", log)
 
 
@@ -571,15 +578,16 @@ def host(options: argparse.Namespace, rest: list[str]) -> int:
     if port is None:
         with contextlib.suppress(Problem):
             port = free_port(8188)  # the usual one, if nobody has it
+    log = setup.home / "logs/server.log"
     say("Starting ComfyUI")
-    with server(
-        setup, setup.base, setup.home / "logs/server.log", port, cpu=not has_gpu(setup.python)
-    ) as url:
+    with server(setup, setup.base, log, port, cpu=not has_gpu(setup.python)) as url:
         say(f"Open {url} in a browser. Ctrl-C stops the server.")
-        with contextlib.suppress(KeyboardInterrupt):
-            while urllib.request.urlopen(f"{url}/system_stats", timeout=600):
+        try:
+            while answers(url, patience=600):
                 time.sleep(2)
-    say("The server is stopped.")
+            raise Problem(f"The server stopped by itself; its log is {log}.", log)
+        except KeyboardInterrupt:
+            say("\nThe server is stopped.")
     return 0
 
 
@@ -625,7 +633,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("command", choices=COMMANDS)
     environment = os.environ.get
     parser.add_argument(
-        "--comfyui", type=Path, default=environment("ATELIER_COMFYUI"), help="an existing ComfyUI"
+        "--comfyui", type=Path, default=environment("ATELIER_COMFYUI") or None, help="an existing ComfyUI"
     )
     parser.add_argument(
         "--python", help="an interpreter that has torch and the requirements; nothing is installed"
