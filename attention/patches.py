@@ -1,0 +1,379 @@
+"""Binds the methods of this package to the host's `ModelPatcher`.
+
+Nothing is written to the model, to a module or to a patch while a run goes on. What one step or one
+call of the model needs travels in that call's own `transformer_options`, so it is gone when the call
+ends, by a result, an error or an interrupt.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.ldm.modules.diffusionmodules.openaimodel
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor
+
+from .reference import (
+    DISLIKED,
+    LIKED,
+    Append,
+    Bank,
+    Capture,
+    ReferenceGroup,
+    group_references,
+    join_captures,
+    reference_noise,
+)
+
+MAX_REFERENCE_PIXELS = 1024 * 1024
+"""Larger pictures are scaled down to this many pixels: attention costs the square of it."""
+
+_PATCH = "atelier_fabric"
+_STEP = "atelier_fabric_step"
+_CALL = "atelier_fabric_call"
+
+
+@dataclass(frozen=True)
+class FabricSchedule:
+    """When feedback counts, and how much.
+
+    Percents are of the sampling process as in the host's nodes: 0 is pure noise, 1 is the end. Both
+    ends belong to the window. Weights are those of equation 2; dislikes have theirs multiplied by
+    `negative_scale`. The window is hard, as in the method's official code.
+    """
+
+    weight: float
+    start_percent: float
+    end_percent: float
+    weight_outside: float
+    negative_scale: float
+
+    def weights(self, sigma: float, percent_to_sigma: Callable[[float], float]) -> dict[int, float]:
+        """The weights above 0 at a sigma, by side."""
+        inside = percent_to_sigma(self.end_percent) <= sigma <= percent_to_sigma(self.start_percent)
+        weight = self.weight if inside else self.weight_outside
+        sides = {LIKED: weight, DISLIKED: weight * self.negative_scale}
+        return {side: value for side, value in sides.items() if value > 0.0}
+
+
+@dataclass
+class _Step:
+    """What the calls of one step share: the run's seed, and the references' keys and values."""
+
+    seed: int
+    banks: dict[Hashable, Bank] = field(default_factory=dict)
+
+
+def apply_fabric(
+    model: comfy.model_patcher.ModelPatcher,
+    liked: Sequence[Tensor],
+    disliked: Sequence[Tensor],
+    empty_prompt: dict[str, Any],
+    schedule: FabricSchedule,
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model` that listens to feedback; a plain clone where feedback cannot count.
+
+    Args:
+        liked, disliked: VAE latents [channels, height, width], not scaled by the model's latent format.
+        empty_prompt: The text encoder's answer to "", with `cond` [1, tokens, channels] and what
+            else the encoder returns.
+
+    Raises:
+        ValueError: The model is not a UNet of the SD1.x or SD2.x class, already has feedback, or does
+            not go with the VAE or the text encoder.
+    """
+    check_unet(model)
+    patched = model.clone()
+    if max(schedule.weight, schedule.weight_outside) <= 0.0:
+        return patched
+    if schedule.negative_scale <= 0.0:
+        disliked = ()
+    if not liked and not disliked:
+        return patched
+    check_fit(model, (*liked, *disliked), empty_prompt["cond"])
+    latent_format = model.get_model_object("latent_format")
+    groups = group_references(map(latent_format.process_in, liked), map(latent_format.process_in, disliked))
+    options = patched.model_options["transformer_options"]
+    fabric = Fabric(groups, empty_prompt, schedule, options.get("optimized_attention_override"))
+    options["optimized_attention_override"] = fabric.attend
+    patched.set_model_attn1_patch(fabric.enter_self_attention)
+    patched.set_model_attn1_output_patch(fabric.leave_self_attention)
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _PATCH, fabric.prepare_sampling)
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _PATCH, fabric.predict_noise)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _PATCH, fabric.apply_model)
+    return patched
+
+
+@dataclass(frozen=True, eq=False)
+class Fabric:
+    """FABRIC's hooks on one patched model. Holds the references and no state of a run."""
+
+    groups: tuple[ReferenceGroup, ...]
+    empty_prompt: dict[str, Any]
+    schedule: FabricSchedule
+    earlier_override: Callable[..., Tensor] | None
+    uuid: uuid.UUID = field(default_factory=uuid.uuid4)
+
+    @property
+    def sides(self) -> set[int]:
+        """The sides that have references."""
+        liked = any(group.liked for group in self.groups)
+        disliked = any(group.liked < len(group.latents) for group in self.groups)
+        return {side for side, present in ((LIKED, liked), (DISLIKED, disliked)) if present}
+
+    def prepare_sampling(
+        self, executor: WrapperExecutor, model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Ask the host for memory as if the references were rows of the batch."""
+        area = sum(group.latents.shape[0] * math.prod(group.latents.shape[2:]) for group in self.groups)
+        # The host counts two rows, positive and negative, for each latent.
+        extra = math.ceil(area / (2 * math.prod(noise_shape[2:])))
+        return executor(model, [noise_shape[0] + extra, *noise_shape[1:]], *args, **kwargs)
+
+    def predict_noise(
+        self,
+        executor: WrapperExecutor,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+        seed: int | None,
+    ) -> Tensor:
+        """Open a step: all its calls, chunks and areas share one reference pass."""
+        transformer_options = {**model_options.get("transformer_options", {}), _STEP: _Step(seed or 0)}
+        return executor(x, timestep, {**model_options, "transformer_options": transformer_options}, seed)
+
+    def apply_model(
+        self,
+        executor: WrapperExecutor,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conds: Any,
+    ) -> Tensor:
+        """Let the rows of one model call attend to the references, where the schedule says so."""
+        transformer_options = transformer_options or {}
+        call = self._call(executor.class_obj, x, t, transformer_options)
+        if call is not None:
+            transformer_options = {**transformer_options, _CALL: call}
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
+
+    def _call(
+        self, model: comfy.model_base.BaseModel, x: Tensor, t: Tensor, transformer_options: dict[str, Any]
+    ) -> Append | None:
+        step = transformer_options.get(_STEP)
+        conds = transformer_options.get("cond_or_uncond", [])
+        if step is None or not conds:
+            return None
+        if max(conds) > DISLIKED:
+            raise ValueError(
+                "AtelierFabric needs to know which conditioning is positive and which is negative, and this "
+                "guider has more than two. Use KSampler, CFGGuider or BasicGuider with it."
+            )
+        sigma = float(t[0])
+        weights = self.schedule.weights(sigma, model.model_sampling.percent_to_sigma)
+        if not self.sides & weights.keys() & set(conds):
+            return None
+        # Hooks change weights between the chunks of a step, and then the references' keys too.
+        key = (sigma, x.device, model.current_patcher.current_hooks)
+        if key not in step.banks:
+            step.banks[key] = self._read_references(model, x, t[:1], step.seed, transformer_options)
+        return Append(step.banks[key], weights, conds)
+
+    def _read_references(
+        self,
+        model: comfy.model_base.BaseModel,
+        x: Tensor,
+        sigma: Tensor,
+        seed: int,
+        transformer_options: dict[str, Any],
+    ) -> Bank:
+        """Pass all references through the model at `sigma` [1], empty prompt, each size in one batch."""
+        options = reference_options(transformer_options, self.uuid)
+        captures = []
+        for group in self.groups:
+            noise = torch.stack([reference_noise(latent, seed) for latent in group.latents])
+            noise, latents = (
+                comfy.model_management.cast_to_device(part, x.device, x.dtype)
+                for part in (noise, group.latents)
+            )
+            noised = model.model_sampling.noise_scaling(sigma, noise, latents)
+            conds = model_conds(model, self.empty_prompt, noised)
+            capture = Capture()
+            model._apply_model(
+                noised,
+                sigma.expand(noised.shape[0]),
+                transformer_options={**options, _CALL: capture},
+                **conds,
+            )
+            captures.append((group, capture.kept))
+        return join_captures(captures)
+
+    def enter_self_attention(
+        self, n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Say that the next attention is this block's self-attention."""
+        if (call := options.get(_CALL)) is not None:
+            call.block = (*options["block"], options["block_index"])
+        return n, context, value
+
+    def leave_self_attention(self, n: Tensor, options: dict[str, Any]) -> Tensor:
+        """Close what `enter_self_attention` opened, also where a replacement made no attention call."""
+        if (call := options.get(_CALL)) is not None:
+            call.block = None
+        return n
+
+    def attend(
+        self,
+        function: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The attention override: every attention of the model comes through here.
+
+        A self-attention that has a mask belongs to another patch, which alone knows what its keys
+        mean; it is left as it is.
+        """
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            if self.earlier_override is not None:
+                return self.earlier_override(function, q, k, v, heads, mask=mask, **kwargs)
+            return function(q, k, v, heads, mask=mask, **kwargs)
+
+        call = kwargs.get("transformer_options", {}).get(_CALL)
+        if call is None or call.block is None or mask is not None:
+            return attention(q, k, v, mask)
+        return call.attend(attention, q, k, v)
+
+
+def reference_options(transformer_options: dict[str, Any], cond_uuid: uuid.UUID) -> dict[str, Any]:
+    """Options for a reference pass: those of the run, without what belongs to the run's own rows.
+
+    The references are one chunk of negative rows to patches that ask. GLIGEN's boxes, which are bound
+    to the run's batch, and wrappers that count or skip steps do not see them.
+    """
+    wrappers = {
+        kind: found
+        for kind, found in transformer_options.get("wrappers", {}).items()
+        if kind != WrappersMP.DIFFUSION_MODEL
+    }
+    patches = {
+        name: found
+        for name, found in transformer_options.get("patches", {}).items()
+        if name != "middle_patch"
+    }
+    return {
+        **transformer_options,
+        "wrappers": wrappers,
+        "patches": patches,
+        "cond_or_uncond": [1],
+        "uuids": [cond_uuid],
+    }
+
+
+def model_conds(model: comfy.model_base.BaseModel, prompt: dict[str, Any], x: Tensor) -> dict[str, Tensor]:
+    """What the model wants beside `x` [rows, channels, height, width]; the host makes it from a prompt."""
+    cond = {**prompt, "cross_attn": prompt["cond"], "model_conds": {}}
+    (encoded,) = comfy.samplers.encode_model_conds(model.extra_conds, [cond], x, x.device, "negative")
+    return {
+        name: made.process_cond(batch_size=x.shape[0], area=None).cond
+        for name, made in encoded["model_conds"].items()
+    }
+
+
+def encode_empty_prompt(clip: comfy.sd.CLIP) -> dict[str, Any]:
+    """The text encoder's answer to the empty prompt: `cond` [1, tokens, channels] and what comes with it."""
+    return clip.encode_from_tokens(clip.tokenize(""), return_dict=True)
+
+
+def encode_pictures(vae: comfy.sd.VAE, pictures: Sequence[Tensor], side: str) -> list[Tensor]:
+    """Pictures [height, width, 3] as VAE latents [channels, height, width] on the CPU.
+
+    A picture above `MAX_REFERENCE_PIXELS` is scaled down, aspect kept. Sides that are no multiple of the
+    VAE's step are cropped in the middle by the host.
+
+    Raises:
+        ValueError: A picture is smaller than the VAE's step, or the VAE answers with NaN.
+    """
+    latents = []
+    step = vae.spacial_compression_encode()
+    for number, picture in enumerate(pictures, start=1):
+        height, width, _ = picture.shape
+        if min(height, width) < step:
+            raise ValueError(
+                f"The {side} picture {number} is {width}x{height} pixels. The smallest that the VAE can read "
+                f"is {step}x{step}."
+            )
+        latent = vae.encode(shrink(picture, MAX_REFERENCE_PIXELS).unsqueeze(0))
+        if not latent.isfinite().all():
+            raise ValueError(
+                f"The VAE turned the {side} picture {number} into NaN. Start the host with --fp32-vae or use "
+                "another VAE."
+            )
+        latents.append(latent[0].float().cpu())
+    return latents
+
+
+def shrink(picture: Tensor, max_pixels: int) -> Tensor:
+    """A picture [height, width, 3] with at most `max_pixels`, its aspect kept to the pixel."""
+    height, width, _ = picture.shape
+    scale = math.sqrt(max_pixels / (height * width))
+    if scale >= 1.0:
+        return picture
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    return comfy.utils.common_upscale(picture.movedim(-1, 0).unsqueeze(0), *size, "area", "disabled")[
+        0
+    ].movedim(0, -1)
+
+
+def check_unet(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raise ValueError unless `model` is a UNet of the SD1.x or SD2.x class without feedback yet."""
+    unet = model.get_model_object("diffusion_model")
+    if (
+        not isinstance(unet, comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel)
+        or unet.num_classes is not None
+    ):
+        raise ValueError(
+            "AtelierFabric works with Stable Diffusion 1.x and 2.x models; the connected model is "
+            f"{type(model.model).__name__}. Connect an SD1.5 checkpoint, or take AtelierFabric out."
+        )
+    if model.get_wrappers(WrappersMP.APPLY_MODEL, _PATCH):
+        raise ValueError(
+            "The model already went through an AtelierFabric. Use one, and join feedback by the input "
+            "'previous' of AtelierFeedbackFromImages."
+        )
+
+
+def check_fit(
+    model: comfy.model_patcher.ModelPatcher, latents: Sequence[Tensor], empty_prompt: Tensor
+) -> None:
+    """Raise ValueError unless latents [channels, height, width] and prompt [1, tokens, channels] suit."""
+    channels = model.get_model_object("latent_format").latent_channels
+    if latents[0].ndim != 3 or latents[0].shape[0] != channels:
+        raise ValueError(
+            f"The VAE makes latents of shape {tuple(latents[0].shape)}; the model works with {channels} "
+            "channels. Connect the VAE that belongs to the model's checkpoint."
+        )
+    width = model.model.model_config.unet_config.get("context_dim")
+    if width is not None and empty_prompt.shape[-1] != width:
+        raise ValueError(
+            f"The CLIP gives {empty_prompt.shape[-1]} numbers for each token; the model wants {width}. "
+            "Connect the CLIP that belongs to the model's checkpoint."
+        )

@@ -1,0 +1,174 @@
+"""FABRIC: liked and disliked pictures as extra keys and values of self-attention.
+
+Source: von Rütte, Fedele, Thomm, Wolf, "FABRIC: Personalizing Diffusion Models with Iterative
+Feedback", arXiv 2307.10159, section 3. Each reference picture is noised to the current sigma and
+passed through the same model; what enters each self-attention is kept. The liked pictures' keys and
+values join those of the conditional rows, the disliked pictures' those of the unconditional rows.
+
+Design:
+- Keys and values are kept after projection. The projection is the model's own, so this equals keeping
+  the hidden states and projecting them with the rows they join.
+- Equation 2 scales the attention probabilities of reference tokens by a weight and renormalises.
+  That is the same as adding log(weight) to their logits, so any attention backend can compute it.
+- Rows with references and rows without, or with another number of them, attend in separate calls.
+  No key is padding, and at weight 1 no mask is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+LIKED, DISLIKED = 0, 1
+"""The two sides, numbered as the conditionings they join: 0 is positive, 1 is negative."""
+
+BlockKey = tuple[str, int, int]
+"""A self-attention's name: UNet stage, block in the stage, layer in the block's transformer."""
+
+KeysValues = tuple[Tensor, Tensor]
+"""Projected keys and values, each [rows, tokens, channels]."""
+
+Bank = Mapping[BlockKey, Mapping[int, KeysValues]]
+"""Keys and values [1, tokens, channels] of all references of a side, by block and side."""
+
+
+class Attention(Protocol):
+    """softmax(q k^T + mask) v over [rows, tokens, channels]; `mask` broadcasts over [rows, queries, keys]."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ReferenceGroup:
+    """References of one size, so that they go through the model in one batch.
+
+    `latents` is [references, channels, height, width]; the first `liked` of them are liked.
+    """
+
+    latents: Tensor
+    liked: int
+
+
+def group_references(liked: Iterable[Tensor], disliked: Iterable[Tensor]) -> tuple[ReferenceGroup, ...]:
+    """Batch latents [channels, height, width] by their size, liked ones first in each batch."""
+    sizes: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = {}
+    for side, latents in ((LIKED, liked), (DISLIKED, disliked)):
+        for latent in latents:
+            sizes.setdefault(latent.shape, ([], []))[side].append(latent)
+    return tuple(
+        ReferenceGroup(torch.stack(group[LIKED] + group[DISLIKED]), len(group[LIKED]))
+        for group in sizes.values()
+    )
+
+
+def reference_noise(latent: Tensor, seed: int) -> Tensor:
+    """Unit normal noise like `latent` on the CPU, the same for the same latent and seed.
+
+    It depends on the latent's values and not on its place in the feedback, so a run is repeatable and
+    the order of pictures does not matter. It stays the same for all steps of a run.
+    """
+    content = latent.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    digest = hashlib.blake2b(content, digest_size=8, salt=(seed % 2**64).to_bytes(8, "little")).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    return torch.randn(latent.shape, generator=generator)
+
+
+@dataclass
+class Capture:
+    """Self-attention of a reference pass: attends as usual and keeps keys and values by block."""
+
+    block: BlockKey | None = None
+    kept: dict[BlockKey, KeysValues] = field(default_factory=dict)
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert self.block is not None
+        self.kept[self.block] = (k, v)
+        return attention(q, k, v, None)
+
+
+@dataclass
+class Append:
+    """Self-attention of a run: each row also attends to the references of its side.
+
+    The rows are equal chunks, one for each entry of `conds`, which says which conditioning a chunk
+    belongs to. `weights` holds the weight of equation 2 for each side that takes part.
+    """
+
+    bank: Bank
+    weights: Mapping[int, float]
+    conds: Sequence[int]
+    block: BlockKey | None = None
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert self.block is not None
+        references = self.bank.get(self.block, {})
+        chunk = q.shape[0] // len(self.conds)
+        outputs, start = [], 0
+        for cond, run in itertools.groupby(self.conds):
+            rows = slice(start, start := start + chunk * len(list(run)))
+            reference = references.get(cond) if cond in self.weights else None
+            outputs.append(
+                attend_to_references(
+                    attention, q[rows], k[rows], v[rows], reference, self.weights.get(cond, 0.0)
+                )
+            )
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def attend_to_references(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, reference: KeysValues | None, weight: float
+) -> Tensor:
+    """Attention of [rows, tokens, channels] to its own tokens and, by equation 2, to the references'."""
+    if reference is None:
+        return attention(q, k, v, None)
+    keys = torch.cat((k, reference[0].expand(k.shape[0], -1, -1)), dim=1)
+    values = torch.cat((v, reference[1].expand(v.shape[0], -1, -1)), dim=1)
+    return attention(q, keys, values, log_weight_mask(k.shape[1], keys.shape[1], weight, q))
+
+
+def log_weight_mask(own: int, total: int, weight: float, like: Tensor) -> Tensor | None:
+    """Equation 2 as a term of the logits: [1, 1, total], 0 for the `own` first keys, log(weight) after.
+
+    None at weight 1, where it would be zero everywhere. Dtype and device are those of `like`.
+    """
+    if weight == 1.0:
+        return None
+    mask = torch.zeros(1, 1, total, dtype=like.dtype, device=like.device)
+    mask[..., own:] = math.log(weight)
+    return mask
+
+
+def join_captures(captures: Sequence[tuple[ReferenceGroup, Mapping[BlockKey, KeysValues]]]) -> Bank:
+    """Put the kept keys and values of all groups into one row of tokens for each block and side."""
+    bank: dict[BlockKey, dict[int, list[KeysValues]]] = {}
+    for group, kept in captures:
+        for block, (k, v) in kept.items():
+            # A patch that tiles the picture has several rows for each reference.
+            split = group.liked * (k.shape[0] // group.latents.shape[0])
+            for side, rows in ((LIKED, slice(0, split)), (DISLIKED, slice(split, None))):
+                if k[rows].shape[0]:
+                    bank.setdefault(block, {}).setdefault(side, []).append(
+                        (_one_row(k[rows]), _one_row(v[rows]))
+                    )
+    return {
+        block: {
+            side: (_chain([k for k, _ in parts]), _chain([v for _, v in parts]))
+            for side, parts in sides.items()
+        }
+        for block, sides in bank.items()
+    }
+
+
+def _one_row(tokens: Tensor) -> Tensor:
+    return tokens.reshape(1, -1, tokens.shape[-1])
+
+
+def _chain(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

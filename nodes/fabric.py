@@ -1,0 +1,109 @@
+"""The node that lets a model listen to feedback (FABRIC, arXiv 2307.10159)."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from comfy_api.latest import io
+
+from ..attention.patches import FabricSchedule, apply_fabric, check_unet, encode_empty_prompt, encode_pictures
+from ..feedback.pictures import Feedback
+from .feedback import FeedbackSocket
+
+
+class AtelierFabric(io.ComfyNode):
+    """FABRIC on a MODEL: liked pictures pull, disliked pictures push."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierFabric",
+            display_name="FABRIC Feedback",
+            category="Atelier/Feedback",
+            description="Makes new pictures more like those you liked and less like those you disliked.",
+            search_aliases=[
+                "FABRIC",
+                "feedback attention",
+                "reference attention",
+                "like",
+                "dislike",
+                "personalize",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="A Stable Diffusion 1.x or 2.x model."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The model's text encoder. The model reads the pictures with the empty prompt.",
+                ),
+                io.Vae.Input("vae", tooltip="The model's VAE. It encodes the feedback pictures."),
+                FeedbackSocket.Input(
+                    "feedback",
+                    tooltip="Liked and disliked pictures. Empty feedback leaves the model as it is.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=0.8,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How much feedback counts in the window. 0 is off; 1 counts its pixels like the own.",
+                ),
+                io.Float.Input(
+                    "negative_scale",
+                    default=0.5,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="The weight is multiplied by this for disliked pictures.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Where the window begins, as a share of sampling: 0 is pure noise.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Where the window ends, as a share of sampling: 1 is the finished picture.",
+                ),
+                io.Float.Input(
+                    "weight_outside",
+                    default=0.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="How much feedback counts outside the window. At 0 these steps cost nothing.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, listening to the feedback.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
+        feedback: Feedback,
+        weight: float,
+        negative_scale: float,
+        start_percent: float,
+        end_percent: float,
+        weight_outside: float,
+    ) -> io.NodeOutput:
+        check_unet(model)
+        schedule = FabricSchedule(weight, start_percent, end_percent, weight_outside, negative_scale)
+        if not feedback.liked and not feedback.disliked:
+            return io.NodeOutput(model.clone())
+        liked = encode_pictures(vae, feedback.liked, "liked")
+        disliked = encode_pictures(vae, feedback.disliked, "disliked")
+        return io.NodeOutput(apply_fabric(model, liked, disliked, encode_empty_prompt(clip), schedule))

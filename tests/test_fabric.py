@@ -1,0 +1,657 @@
+"""FABRIC on a small random UNet of the SD1.5 layout, through the host's own samplers."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.model_base
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models
+import comfy.taesd.taesd
+import pytest
+import torch
+from atelier.attention.patches import FabricSchedule, apply_fabric, encode_pictures, shrink
+from atelier.attention.reference import attend_to_references, log_weight_mask, reference_noise
+from atelier.feedback.pictures import Feedback
+from atelier.nodes.fabric import AtelierFabric
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor
+
+Patcher = comfy.model_patcher.ModelPatcher
+Conds = list[list[Any]]
+
+ALWAYS = FabricSchedule(
+    weight=0.8, start_percent=0.0, end_percent=1.0, weight_outside=0.0, negative_scale=0.5
+)
+NEVER = FabricSchedule(weight=0.8, start_percent=0.0, end_percent=0.0, weight_outside=0.0, negative_scale=0.5)
+SEED, STEPS, CFG = 7, 3, 4.0
+TEXT_TOKENS, TEXT_WIDTH = 8, 64
+
+# --- Models and inputs
+
+
+class SmallSD15(comfy.supported_models.SD15):
+    """SD1.5 with fewer channels and layers: the same kinds of blocks, heads and latents."""
+
+
+class SmallSDXL(comfy.supported_models.SDXL):
+    """SDXL with fewer channels and layers."""
+
+
+SMALL_UNET: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [1, 2, 0],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 2, 2, 0, 0],
+    "use_linear_in_transformer": False,
+    "context_dim": TEXT_WIDTH,
+    "use_temporal_attention": False,
+    "adm_in_channels": None,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "dtype": torch.float32,
+}
+
+
+def fill(module: torch.nn.Module, seed: int) -> None:
+    """Random weights that keep signals near unit size; the host leaves them uninitialised."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        norm = isinstance(part, torch.nn.GroupNorm | torch.nn.LayerNorm)
+        for name, weight in part.named_parameters(recurse=False):
+            noise = torch.randn(weight.shape, generator=generator)
+            if name == "weight":
+                weight.data = 1.0 + 0.1 * noise if norm else noise / math.sqrt(weight[0].numel())
+            else:
+                weight.data = 0.1 * noise
+
+
+def patcher(base: comfy.model_base.BaseModel) -> Patcher:
+    return Patcher(base, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Patcher:
+    base = comfy.model_base.BaseModel(SmallSD15(SMALL_UNET), device="cpu")
+    fill(base.diffusion_model, seed=1)
+    return patcher(base)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def latents(count: int, height: int = 8, width: int = 8, seed: int = 100) -> list[Tensor]:
+    """Reference latents as a VAE gives them: about 1/0.18 in size."""
+    return [normal(4, height, width, seed=seed + index) * 5.0 for index in range(count)]
+
+
+def text(seed: int) -> Tensor:
+    return normal(1, TEXT_TOKENS, TEXT_WIDTH, seed=seed)
+
+
+POSITIVE, NEGATIVE, EMPTY = text(11), text(12), text(13)
+
+
+def sample(
+    model: Patcher, x: Tensor, positive: Conds | None = None, cfg: float = CFG, **settings: Any
+) -> Tensor:
+    """A run of the host's KSampler from noise `x`; returns latents in the model's own scale."""
+    settings = {"sampler_name": "euler", "scheduler": "normal", "seed": SEED, **settings}
+    result = comfy.sample.sample(
+        model, x, STEPS, cfg, settings.pop("sampler_name"), settings.pop("scheduler"),
+        positive or [[POSITIVE, {}]], [[NEGATIVE, {}]], torch.zeros_like(x), disable_pbar=True, **settings,
+    )  # fmt: skip
+    return model.model.process_latent_in(result)
+
+
+def listen(
+    model: Patcher, liked: Sequence[Tensor], disliked: Sequence[Tensor], schedule: FabricSchedule = ALWAYS
+) -> Patcher:
+    return apply_fabric(model, liked, disliked, {"cond": EMPTY}, schedule)
+
+
+def call(model: Patcher, x: Tensor, context: Tensor, conds: list[int], sigma: float = 2.0) -> Tensor:
+    """One model call of one step, with rows in any order, as a sampler's step would make it."""
+    base = model.model
+    base.current_patcher = model
+
+    def step(x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int) -> Tensor:
+        options = {
+            **model_options["transformer_options"],
+            "wrappers": model.wrappers,
+            "cond_or_uncond": conds,
+        }
+        return base.apply_model(x, timestep.expand(len(x)), c_crossattn=context, transformer_options=options)
+
+    wrappers = model.get_all_wrappers(WrappersMP.PREDICT_NOISE)
+    return WrapperExecutor.new_executor(step, wrappers).execute(
+        x, torch.tensor([sigma]), model.model_options, SEED
+    )
+
+
+@pytest.fixture
+def passes(model: Patcher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of each pass through the model, as they happen."""
+    rows: list[int] = []
+    original = model.model._apply_model
+
+    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows.append(x.shape[0])
+        return original(x, *args, **kwargs)
+
+    monkeypatch.setattr(model.model, "_apply_model", counted)
+    return rows
+
+
+# --- The method, written from the paper with nothing shared but the model's weights and the noise
+
+
+class NaiveFabric:
+    """One pass per reference, and an explicit softmax, reweighted and renormalised (equation 2)."""
+
+    def __init__(self, model: Patcher) -> None:
+        self.base = model.model
+        self.unet = self.base.diffusion_model
+        blocks = [
+            part for part in self.unet.modules() if isinstance(part, host_attention.BasicTransformerBlock)
+        ]
+        self.attentions = [block.attn1 for block in blocks]
+
+    @contextlib.contextmanager
+    def self_attention(self, forward: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
+        for attention in self.attentions:
+            attention.forward = lambda x, attention=attention, **_: forward(attention, x)
+        try:
+            yield
+        finally:
+            for attention in self.attentions:
+                del attention.forward
+
+    def predict(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+        """The noise that the UNet finds in x = clean + sigma * noise."""
+        timestep = self.base.model_sampling.timestep(sigma).float().expand(len(x))
+        return self.unet(x / (sigma**2 + 1) ** 0.5, timestep, context=prompt.expand(len(x), -1, -1))
+
+    @staticmethod
+    def attend(attention: Any, x: Tensor, references: list[Tensor], weight: float) -> Tensor:
+        context = torch.cat([x, *(reference.expand(len(x), -1, -1) for reference in references)], dim=1)
+        q, k, v = (
+            projected.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            for projected in (attention.to_q(x), attention.to_k(context), attention.to_v(context))
+        )
+        probability = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        scale = torch.ones(context.shape[1])
+        scale[x.shape[1] :] = weight
+        probability = probability * scale
+        probability = probability / probability.sum(dim=-1, keepdim=True)
+        return attention.to_out((probability @ v).transpose(1, 2).flatten(2))
+
+    def hidden_states(self, latent: Tensor, sigma: Tensor) -> dict[Any, Tensor]:
+        kept: dict[Any, Tensor] = {}
+
+        def keep(attention: Any, x: Tensor) -> Tensor:
+            kept[attention] = x
+            return self.attend(attention, x, [], 1.0)
+
+        clean = latent * 0.18215
+        alpha = 1 / (sigma**2 + 1)
+        noise = reference_noise(clean, SEED)
+        noised = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        with self.self_attention(keep):
+            self.predict(noised[None] / alpha.sqrt(), sigma, EMPTY)
+        return kept
+
+    def denoise(
+        self, x: Tensor, sigma: Tensor, prompt: Tensor, references: Sequence[Tensor], weight: float
+    ) -> Tensor:
+        hidden = [self.hidden_states(latent, sigma) for latent in references]
+
+        def attend(attention: Any, x: Tensor) -> Tensor:
+            return self.attend(attention, x, [states[attention] for states in hidden], weight)
+
+        with self.self_attention(attend):
+            return x - sigma * self.predict(x, sigma, prompt)
+
+    @torch.no_grad()
+    def euler(
+        self,
+        noise: Tensor,
+        sigmas: Tensor,
+        liked: Sequence[Tensor],
+        disliked: Sequence[Tensor],
+        weight: float,
+    ) -> Tensor:
+        x = noise * (1 + sigmas[0] ** 2) ** 0.5
+        for sigma, after in itertools.pairwise(sigmas):
+            positive = self.denoise(x, sigma, POSITIVE, liked, weight)
+            negative = self.denoise(x, sigma, NEGATIVE, disliked, weight * 0.5)
+            denoised = negative + CFG * (positive - negative)
+            x = x + (x - denoised) / sigma * (after - sigma)
+        return x
+
+
+def naive_run(
+    model: Patcher, noise: Tensor, liked: Sequence[Tensor], disliked: Sequence[Tensor], weight: float
+) -> Tensor:
+    sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, "normal", STEPS)
+    return NaiveFabric(model).euler(noise, sigmas, liked, disliked, weight)
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference, as a share of the largest value."""
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.mark.parametrize(
+    ("liked", "disliked", "shape", "weight"),
+    [
+        (latents(1), [], (1, 4, 8, 8), 0.8),
+        ([], latents(1), (1, 4, 8, 8), 0.8),
+        (latents(1), latents(1, seed=200), (1, 4, 8, 8), 1.0),
+        (latents(3), latents(1, seed=200), (2, 4, 8, 8), 0.3),
+        (latents(4), latents(4, seed=200), (1, 4, 8, 12), 0.8),
+        (latents(1, 12, 4) + latents(1, 5, 7), latents(1, 5, 7, seed=200), (2, 4, 8, 12), 0.8),
+        (latents(1, 4, 4), latents(2, 16, 16, seed=200), (1, 4, 8, 8), 1.5),
+    ],
+    ids=[
+        "liked",
+        "disliked",
+        "one-each-weight-1",
+        "unequal-batch-2",
+        "four-each-wide",
+        "sizes-mixed",
+        "tiny-and-large",
+    ],
+)
+def test_agrees_with_the_paper(
+    model: Patcher, liked: list[Tensor], disliked: list[Tensor], shape: tuple[int, ...], weight: float
+) -> None:
+    schedule = FabricSchedule(weight, 0.0, 1.0, 0.0, 0.5)
+    noise = normal(*shape, seed=1)
+    wanted = naive_run(model, noise, liked, disliked, weight)
+    assert relative(sample(listen(model, liked, disliked, schedule), noise), wanted) < 2e-5
+    assert relative(sample(model, noise), wanted) > 1e-2, (
+        "feedback must matter for this test to mean anything"
+    )
+
+
+# --- Identity
+
+
+def test_without_feedback_the_model_is_a_plain_clone(model: Patcher) -> None:
+    patched = listen(model, [], [])
+    assert patched is not model
+    assert patched.wrappers == model.wrappers and patched.model_options == model.model_options
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [FabricSchedule(0.0, 0.0, 1.0, 0.0, 0.5), NEVER, FabricSchedule(0.8, 0.6, 0.4, 0.0, 0.5)],
+    ids=["weight-0", "window-of-no-step", "window-ends-before-it-begins"],
+)
+def test_weight_0_changes_no_bit_and_reads_no_reference(
+    model: Patcher, passes: list[int], schedule: FabricSchedule
+) -> None:
+    noise = normal(2, 4, 8, 8, seed=1)
+    plain = sample(model, noise)
+    passes.clear()
+    assert torch.equal(sample(listen(model, latents(1), latents(1), schedule), noise), plain)
+    assert passes == [4] * STEPS
+
+
+def test_negative_scale_0_is_liked_only(model: Patcher, passes: list[int]) -> None:
+    noise = normal(1, 4, 8, 8, seed=1)
+    wanted = sample(listen(model, latents(1), []), noise)
+    schedule = FabricSchedule(0.8, 0.0, 1.0, 0.0, 0.0)
+    passes.clear()
+    assert torch.equal(sample(listen(model, latents(1), latents(2, seed=200), schedule), noise), wanted)
+    assert set(passes[::2]) == {1}
+
+
+# --- Rows, chunks and steps
+
+
+def test_permuting_the_batch_permutes_the_result(model: Patcher) -> None:
+    patched = listen(model, latents(2), latents(1, seed=200))
+    noise, order = normal(3, 4, 8, 8, seed=1), [2, 0, 1]
+    assert relative(sample(patched, noise[order]), sample(patched, noise)[order]) < 1e-5
+
+
+def test_the_order_of_pictures_does_not_matter(model: Patcher) -> None:
+    liked, noise = latents(3), normal(1, 4, 8, 8, seed=1)
+    forward, backward = (sample(listen(model, pictures, []), noise) for pictures in (liked, liked[::-1]))
+    assert relative(backward, forward) < 1e-5
+
+
+@pytest.mark.parametrize("conds", [[0, 1], [0], [1], [0, 0, 1], [1, 0, 1]], ids=str)
+def test_rows_in_any_order_and_chunking(model: Patcher, conds: list[int]) -> None:
+    patched = listen(model, latents(2), latents(1, seed=200))
+    x, texts = normal(2, 4, 8, 8, seed=1), (POSITIVE, NEGATIVE)
+
+    def run(conds: list[int]) -> list[Tensor]:
+        context = torch.cat([texts[cond].expand(2, -1, -1) for cond in conds])
+        return list(call(patched, x.repeat(len(conds), 1, 1, 1), context, conds).chunk(len(conds)))
+
+    negative, positive = run([1, 0])
+    for cond, found in zip(conds, run(conds), strict=True):
+        assert relative(found, (positive, negative)[cond]) < 1e-5
+
+
+def test_one_reference_pass_for_each_step(model: Patcher, passes: list[int]) -> None:
+    sample(listen(model, latents(2), latents(3, seed=200)), normal(2, 4, 8, 8, seed=1))
+    assert passes == [5, 4] * STEPS
+
+
+def test_chunks_and_areas_of_a_step_share_the_pass(model: Patcher, passes: list[int]) -> None:
+    left, right = ({"area": (8, 4, 0, x), "strength": 1.0} for x in (0, 4))
+    sample(
+        listen(model, latents(2), latents(1, seed=200)),
+        normal(1, 4, 8, 8, seed=1),
+        [[POSITIVE, left], [POSITIVE, right]],
+    )
+    assert len(passes) > 2 * STEPS
+    assert passes.count(3) == STEPS
+
+
+def test_steps_outside_the_window_cost_nothing(model: Patcher, passes: list[int]) -> None:
+    first_half = FabricSchedule(0.8, 0.0, 0.5, 0.0, 0.5)
+    sample(listen(model, latents(3), [], first_half), normal(1, 4, 8, 8, seed=1))
+    assert passes == [3, 2, 3, 2, 2]
+
+
+def test_weight_outside_the_window_counts(model: Patcher) -> None:
+    noise, schedule = normal(1, 4, 8, 8, seed=1), FabricSchedule(0.0, 0.0, 0.0, 0.8, 0.5)
+    assert torch.equal(
+        sample(listen(model, latents(1), [], schedule), noise), sample(listen(model, latents(1), []), noise)
+    )
+
+
+def test_at_cfg_1_dislikes_have_no_carrier(model: Patcher, passes: list[int]) -> None:
+    noise = normal(1, 4, 8, 8, seed=1)
+    plain = sample(model, noise, cfg=1.0)
+    passes.clear()
+    assert torch.equal(sample(listen(model, [], latents(2)), noise, cfg=1.0), plain)
+    assert passes == [1] * STEPS
+
+
+def test_the_seed_fixes_the_references_noise(model: Patcher) -> None:
+    patched, noise = listen(model, latents(1), []), normal(1, 4, 8, 8, seed=1)
+    first, again, other = (sample(patched, noise, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+# --- Living with the host and with other patches
+
+
+def snapshot(model: Patcher) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], list[str]]:
+    """All that a run could leave behind: weights, options, wrappers, attributes of modules."""
+    weights = {name: value.clone() for name, value in model.model.state_dict().items()}
+    options, wrappers = (
+        comfy.model_patcher.create_model_options_clone(part) for part in (model.model_options, model.wrappers)
+    )
+    attributes = [f"{name}.{key}" for name, part in model.model.named_modules() for key in part.__dict__]
+    return weights, options, wrappers, attributes
+
+
+def assert_same(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
+    assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
+    assert before[1:] == after[1:]
+
+
+def test_runs_leave_nothing_behind_twice(model: Patcher) -> None:
+    noise = normal(1, 4, 8, 8, seed=1)
+    plain = sample(model, noise)
+    before = snapshot(model)
+    results = []
+    for _ in range(2):
+        patched = listen(model, latents(1), latents(1, seed=200))
+        patched_before = snapshot(patched)
+        results.append(sample(patched, noise))
+        assert_same(patched_before, snapshot(patched))
+        assert_same(before, snapshot(model))
+        assert torch.equal(sample(model, noise), plain)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("failing_pass", [0, 1, 2], ids=["reference-pass", "model-call", "second-step"])
+def test_an_error_leaves_nothing_behind(
+    model: Patcher, monkeypatch: pytest.MonkeyPatch, failing_pass: int
+) -> None:
+    noise, patched = normal(1, 4, 8, 8, seed=1), listen(model, latents(1), [])
+    plain, wanted = sample(model, noise), sample(patched, noise)
+    before = snapshot(patched)
+    last = model.model.diffusion_model.output_blocks[-1][1].transformer_blocks[0].attn1.to_q
+    calls = iter(range(100))
+
+    def fail(*_: Any) -> None:
+        if next(calls) == failing_pass:
+            raise RuntimeError("out of memory, say")
+
+    with last.register_forward_hook(fail) as _, pytest.raises(RuntimeError, match=r"say"):
+        sample(patched, noise)
+    assert_same(before, snapshot(patched))
+    assert torch.equal(sample(model, noise), plain)
+    assert torch.equal(sample(patched, noise), wanted)
+
+
+def test_an_earlier_attention_override_is_still_called(model: Patcher) -> None:
+    keys: list[tuple[int, int]] = []
+
+    def override(function: Callable[..., Tensor], q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        keys.append((q.shape[1], k.shape[1]))
+        return function(q, k, *args, **kwargs)
+
+    other, noise = model.clone(), normal(1, 4, 8, 8, seed=1)
+    other.model_options["transformer_options"]["optimized_attention_override"] = override
+    assert torch.equal(
+        sample(listen(other, latents(1), []), noise), sample(listen(model, latents(1), []), noise)
+    )
+    assert {(64, TEXT_TOKENS), (64, 64), (64, 128)} <= set(keys)
+
+
+def test_a_replaced_self_attention_does_not_lengthen_the_next_attention(model: Patcher) -> None:
+    keys: list[int] = []
+
+    def override(function: Callable[..., Tensor], q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        keys.append(k.shape[1])
+        return function(q, k, *args, **kwargs)
+
+    other = model.clone()
+    other.model_options["transformer_options"]["optimized_attention_override"] = override
+    other.set_model_attn1_replace(lambda q, k, v, options: v, "input", 1)
+    sample(listen(other, latents(1), []), normal(1, 4, 8, 8, seed=1))
+    assert set(keys) <= {TEXT_TOKENS, 4, 16, 64, 8, 32, 128}
+    assert TEXT_TOKENS + 64 not in keys
+
+
+def test_a_control_of_the_run_does_not_reach_the_references(model: Patcher) -> None:
+    """Also GLIGEN's and step-caching hooks, which are bound to the rows of the run."""
+    seen: list[tuple[str, int]] = []
+    other = model.clone()
+
+    def wrapper(executor: WrapperExecutor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(("wrapper", x.shape[0]))
+        return executor(x, *args, **kwargs)
+
+    def middle(x: Tensor, options: dict[str, Any]) -> Tensor:
+        seen.append(("middle", x.shape[0]))
+        return x
+
+    other.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "step_cache", wrapper)
+    other.set_model_patch(middle, "middle_patch")
+    sample(listen(other, latents(3), []), normal(1, 4, 8, 8, seed=1))
+    assert set(seen) == {("wrapper", 2), ("middle", 2)}
+
+
+@pytest.mark.parametrize("name", ["basic", "sub_quad", "split", "pytorch"])
+def test_every_attention_backend_computes_equation_2(name: str) -> None:
+    backend = getattr(host_attention, f"attention_{name}")
+    q, k, v, ref_k, ref_v = (
+        normal(rows, 24, 16, seed=rows + index) for index, rows in enumerate((3, 3, 3, 1, 1))
+    )
+    found = attend_to_references(
+        lambda q, k, v, mask: backend(q, k, v, 2, mask=mask), q, k, v, (ref_k, ref_v), 0.3
+    )
+    for head in (slice(0, 8), slice(8, 16)):
+        keys, values = (
+            torch.cat([own, ref.expand(3, -1, -1)], 1)[..., head] for own, ref in ((k, ref_k), (v, ref_v))
+        )
+        probability = (q[..., head] @ keys.transpose(1, 2) / math.sqrt(8)).softmax(-1)
+        probability[..., 24:] *= 0.3
+        wanted = probability / probability.sum(-1, keepdim=True) @ values
+        assert relative(found[..., head], wanted) < 1e-5
+
+
+def test_no_mask_at_weight_1() -> None:
+    assert log_weight_mask(4, 8, 1.0, torch.zeros(1)) is None
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m_sde", "lcm"])
+def test_other_samplers(model: Patcher, sampler: str) -> None:
+    noise = normal(1, 4, 8, 8, seed=1)
+    result = sample(listen(model, latents(1), latents(2)), noise, sampler_name=sampler, scheduler="karras")
+    assert result.isfinite().all()
+    assert not torch.equal(result, sample(model, noise, sampler_name=sampler, scheduler="karras"))
+
+
+# --- Bad input
+
+
+def test_nan_in_one_latent_stays_there(model: Patcher) -> None:
+    patched, x = listen(model, latents(1), latents(1, seed=200)), normal(2, 4, 8, 8, seed=1)
+    context = torch.cat([NEGATIVE, POSITIVE])
+    wanted = call(patched, x, context, [1, 0])
+    x[0, 0, 0, 0] = float("nan")
+    found = call(patched, x, context, [1, 0])
+    assert found[0].isnan().any()
+    assert torch.equal(found[1], wanted[1])
+
+
+def test_a_guider_with_three_conditionings_is_refused(model: Patcher) -> None:
+    with pytest.raises(ValueError, match=r"more than two. Use KSampler"):
+        call(listen(model, latents(1), []), normal(3, 4, 8, 8, seed=1), POSITIVE.expand(3, -1, -1), [2, 1, 0])
+
+
+def test_a_second_fabric_is_refused(model: Patcher) -> None:
+    with pytest.raises(ValueError, match=r"already went through an AtelierFabric. .*'previous'"):
+        listen(listen(model, latents(1), []), latents(1), [])
+
+
+def sdxl() -> Patcher:
+    unet = {
+        **SMALL_UNET,
+        "num_classes": "sequential",
+        "adm_in_channels": 64,
+        "use_linear_in_transformer": True,
+    }
+    return patcher(comfy.model_base.SDXL(SmallSDXL(unet), device="cpu"))
+
+
+def flux() -> Patcher:
+    dit = {
+        "image_model": "flux", "in_channels": 4, "out_channels": 4, "patch_size": 2, "vec_in_dim": 8,
+        "context_in_dim": 8, "hidden_size": 16, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1,
+        "depth_single_blocks": 1, "axes_dim": [2, 2, 4], "theta": 10000, "txt_ids_dims": [],
+        "qkv_bias": True, "guidance_embed": False, "dtype": torch.float32,
+    }  # fmt: skip
+    return patcher(comfy.model_base.Flux(comfy.supported_models.Flux(dit), device="cpu"))
+
+
+@pytest.mark.parametrize(("make", "name"), [(sdxl, "SDXL"), (flux, "Flux")])
+def test_models_of_another_class_are_refused(make: Callable[[], Patcher], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"the connected model is {name}\. Connect an SD1.5 checkpoint"):
+        node(make(), Feedback(liked=(torch.rand(64, 64, 3),)))
+
+
+def test_latents_and_text_of_another_family_are_refused(model: Patcher) -> None:
+    with pytest.raises(ValueError, match=r"works with 4 channels. Connect the VAE"):
+        listen(model, [torch.zeros(16, 8, 8)], [])
+    with pytest.raises(ValueError, match=r"the model wants 64. Connect the CLIP"):
+        apply_fabric(model, latents(1), [], {"cond": torch.zeros(1, 8, 768)}, ALWAYS)
+
+
+# --- The node, with a real VAE of the TAESD layout
+
+
+@pytest.fixture(scope="module")
+def vae() -> comfy.sd.VAE:
+    taesd = comfy.taesd.taesd.TAESD()
+    fill(taesd, seed=3)
+    return comfy.sd.VAE(sd=taesd.state_dict())
+
+
+class EmptyPromptClip:
+    """A text encoder that knows one prompt, the empty one."""
+
+    def tokenize(self, prompt: str) -> str:
+        return prompt
+
+    def encode_from_tokens(self, tokens: str, return_dict: bool) -> dict[str, Any]:
+        assert tokens == "" and return_dict
+        return {"cond": EMPTY, "pooled_output": torch.zeros(1, TEXT_WIDTH)}
+
+
+def node(model: Patcher, feedback: Feedback, vae: Any = None, **settings: Any) -> Patcher:
+    defaults = {
+        i.id: i.default
+        for i in AtelierFabric.define_schema().inputs
+        if getattr(i, "default", None) is not None
+    }
+    return AtelierFabric.execute(model, EmptyPromptClip(), vae, feedback, **{**defaults, **settings}).args[0]
+
+
+def picture(height: int, width: int) -> Tensor:
+    return torch.rand(height, width, 3, generator=torch.Generator().manual_seed(height))
+
+
+def test_the_node_encodes_and_patches(model: Patcher, vae: comfy.sd.VAE) -> None:
+    feedback, noise = Feedback((picture(64, 64),), (picture(48, 64),)), normal(1, 4, 8, 8, seed=1)
+    patched = node(model, feedback, vae, end_percent=1.0)
+    liked, disliked = (vae.encode(side[0][None]).float() for side in (feedback.liked, feedback.disliked))
+    assert torch.equal(sample(patched, noise), sample(listen(model, [*liked], [*disliked]), noise))
+
+
+def test_the_node_without_feedback_reads_nothing(model: Patcher) -> None:
+    noise = normal(1, 4, 8, 8, seed=1)
+    assert torch.equal(sample(node(model, Feedback(), vae=None), noise), sample(model, noise))
+
+
+def test_pictures_are_cropped_to_the_vaes_step(vae: comfy.sd.VAE) -> None:
+    assert encode_pictures(vae, [picture(70, 41)], "liked")[0].shape == (4, 8, 5)
+
+
+def test_a_picture_below_the_vaes_step_is_refused(vae: comfy.sd.VAE) -> None:
+    with pytest.raises(ValueError, match=r"disliked picture 2 is 64x7 pixels. The smallest .* is 8x8"):
+        encode_pictures(vae, [picture(8, 8), picture(7, 64)], "disliked")
+
+
+def test_very_large_pictures_are_scaled_down() -> None:
+    assert shrink(torch.zeros(4096, 2048, 3), 1024 * 1024).shape == (1448, 724, 3)
+    small = torch.zeros(1024, 1024, 3)
+    assert shrink(small, 1024 * 1024) is small
+
+
+def test_a_vae_that_answers_nan_is_named() -> None:
+    broken = SimpleNamespace(
+        spacial_compression_encode=lambda: 8, encode=lambda pixels: torch.full((1, 4, 8, 8), float("nan"))
+    )
+    with pytest.raises(
+        ValueError, match=r"turned the liked picture 1 into NaN. Start the host with --fp32-vae"
+    ):
+        encode_pictures(broken, [picture(64, 64)], "liked")
