@@ -168,6 +168,7 @@ class Source:
 
     def __call__(self, folder: Path) -> None:
         self.calls += 1
+        assert not list(folder.iterdir()), "a download starts in an empty folder"
         (folder / dev.HOST_ARCHIVE).write_bytes(self.data)
 
 
@@ -247,6 +248,10 @@ def test_step_that_failed_is_done_again(tmp_path: Path) -> None:
     runs = []
     dev.step(tmp_path, "name", "a", proof, lambda: runs.append(1))
     assert runs == [1]
+    with pytest.raises(dev.Problem):
+        dev.step(tmp_path, "name", "b", proof, fail)  # may have left half of b in place of a
+    dev.step(tmp_path, "name", "a", proof, lambda: runs.append(1))
+    assert runs == [1, 1]
 
 
 # --- links and processes -----------------------------------------------------------------------------------
