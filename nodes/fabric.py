@@ -46,7 +46,7 @@ class AtelierFabric(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How much feedback counts in the window. 0 is off; 1 counts its pixels like the own.",
+                    tooltip="How much feedback counts in the window. 0 is off; 1 counts it in full.",
                 ),
                 io.Float.Input(
                     "negative_scale",
