@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.hooks
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_base
 import comfy.model_patcher
@@ -396,6 +397,34 @@ def test_the_seed_fixes_the_references_noise(model: Patcher) -> None:
     assert not torch.equal(first, other)
 
 
+def test_noise_follows_the_picture_and_the_seed() -> None:
+    one, other = latents(2)
+    assert torch.equal(reference_noise(one, 1), reference_noise(one.clone(), 1))
+    assert not torch.equal(reference_noise(one, 1), reference_noise(one, 2))
+    assert not torch.equal(reference_noise(one, 1), reference_noise(other, 1))
+    assert reference_noise(one, 2**64 - 1).std().item() == pytest.approx(1.0, abs=0.2)
+
+
+def test_chunks_under_other_hooks_read_the_references_anew(model: Patcher, passes: list[int]) -> None:
+    """Hooks swap weights within a step, so keys of another hook's weights must not be used."""
+    patched, x = listen(model, latents(3), []), normal(1, 4, 8, 8, seed=1)
+    patched.model.current_patcher = patched
+
+    def step(x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int) -> None:
+        options = {
+            **model_options["transformer_options"],
+            "wrappers": patched.wrappers,
+            "cond_or_uncond": [0],
+        }
+        for patched.current_hooks in (None, group, None, group):
+            patched.model.apply_model(x, timestep, c_crossattn=POSITIVE, transformer_options=options)
+
+    group = comfy.hooks.HookGroup()
+    wrappers = patched.get_all_wrappers(WrappersMP.PREDICT_NOISE)
+    WrapperExecutor.new_executor(step, wrappers).execute(x, torch.ones(1), patched.model_options, SEED)
+    assert passes == [3, 1, 3, 1, 1, 1]
+
+
 # --- Living with the host and with other patches
 
 
@@ -520,6 +549,21 @@ def test_every_attention_backend_computes_equation_2(name: str) -> None:
 
 def test_no_mask_at_weight_1() -> None:
     assert log_weight_mask(4, 8, 1.0, torch.zeros(1)) is None
+
+
+def test_the_host_reserves_memory_for_the_references(model: Patcher) -> None:
+    shapes: list[list[int]] = []
+    patched = listen(model, latents(3), latents(1, 16, 8, seed=200))
+
+    def wrapper(
+        executor: WrapperExecutor, model: Patcher, noise_shape: list[int], *rest: Any, **more: Any
+    ) -> Any:
+        shapes.append(noise_shape)
+        return executor(model, noise_shape, *rest, **more)
+
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "look", wrapper)
+    sample(patched, normal(2, 4, 8, 8, seed=1))
+    assert shapes == [[2 + 3, 4, 8, 8]], "five references' areas, two rows for each latent, rounded up"
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m_sde", "lcm"])
