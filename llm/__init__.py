@@ -1,0 +1,1 @@
+"""The methods that touch language: prompt syntax, wish parser, model library, model tree."""
