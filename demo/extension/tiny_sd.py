@@ -1,0 +1,70 @@
+"""tiny-sd for the host: SD1.5's architecture at a fraction of its width, in SD1.5's single-file layout."""
+
+from __future__ import annotations
+
+import comfy.supported_models
+from comfy import sd1_clip, supported_models_base
+
+TEXT_CONFIG = {
+    "architectures": ["CLIPTextModel"],
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
+    "projection_dim": 128,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 49407,
+}
+HEADS = 4
+
+
+class TinyClip(sd1_clip.SDClipModel):
+    """A two-layer CLIP text encoder, 128 wide."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(
+            device=device, dtype=dtype, textmodel_json_config=dict(TEXT_CONFIG), model_options=model_options or {}
+        )
+
+
+class TinyClipModel(sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=TinyClip)
+
+
+class TinyTokenizer(sd1_clip.SDTokenizer):
+    """CLIP's tokenizer; it tells textual inversion that embeddings are 128 wide."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(
+            embedding_directory=embedding_directory, embedding_size=128, tokenizer_data=tokenizer_data or {}
+        )
+
+
+class TinySD1Tokenizer(sd1_clip.SD1Tokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(
+            embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {}, tokenizer=TinyTokenizer
+        )
+
+
+class TinySD(comfy.supported_models.SD15):
+    """SD1.5 with 64 channels and a text width of 128."""
+
+    unet_config = {**comfy.supported_models.SD15.unet_config, "context_dim": 128, "model_channels": 64}
+    unet_extra_config = {"num_heads": HEADS, "num_head_channels": -1}
+
+    def clip_target(self, state_dict=None):
+        return supported_models_base.ClipTarget(TinySD1Tokenizer, TinyClipModel)
+
+
+def register() -> None:
+    """Tells the host's checkpoint loader about tiny-sd. Calling it twice is harmless."""
+    known = comfy.supported_models.models
+    if not any(model.__name__ == "TinySD" for model in known):
+        known.append(TinySD)

@@ -1,0 +1,210 @@
+"""The oracle: reads a picture by plain image analysis and says what is where. No model, no knowledge of the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+from skimage.color import rgb2lab
+
+from .caption import Description, Words
+from .render import PIXEL_GRID, outline
+from .scene import BACKGROUNDS, COLOURS, SHAPES, STYLE_SURFACE, Thing, relation
+
+SIDE = 128
+"""Pictures are read at this size; others are resized first."""
+FOREGROUND = 17.0
+"""Lab distance from the background above which a pixel belongs to a thing."""
+CHROMA = 16.0
+"""Pixels paler than this say nothing about a thing's colour."""
+SMALLEST = 60
+"""Components of fewer pixels are dust."""
+SURE = 0.6
+"""Overlap with a shape's template below which the shape counts as unclear."""
+TEMPLATE = 48
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A thing in a picture. `shape` is None when no template fits; `fit` is the overlap with the best one."""
+
+    shape: str | None
+    colour: str | None
+    x: float
+    y: float
+    radius: float
+    fit: float
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the oracle sees. `things` are sorted from large to small."""
+
+    things: tuple[Seen, ...]
+    background: str
+    style: str
+
+
+def look(picture: Image.Image | np.ndarray) -> Sight:
+    """Reads an RGB picture (a PIL image, or an array [H, W, 3] of uint8 or of floats in 0..1)."""
+    if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
+        picture = (picture.clip(0, 1) * 255).round().astype(np.uint8)
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    rgb = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX), np.float64) / 255
+    lab = rgb2lab(ndimage.median_filter(rgb, size=(3, 3, 1)))
+    ring = np.concatenate([lab[:3].reshape(-1, 3), lab[-3:].reshape(-1, 3), lab[:, :3].reshape(-1, 3), lab[:, -3:].reshape(-1, 3)])
+    surface = np.median(ring, 0)
+    contrast = np.linalg.norm(lab - surface, axis=-1)
+    parts = [part for piece in _pieces(contrast > FOREGROUND) for part in _by_colour(piece, lab)]
+    masks, hollow = [], []
+    for part in parts:
+        mask, is_hollow = _solid(part, contrast)
+        if mask.sum() >= SMALLEST:
+            masks.append(mask)
+            hollow.append(is_hollow)
+    things = sorted((_identify(mask, lab) for mask in masks), key=lambda seen: -seen.radius)
+    return Sight(tuple(things), _nearest(surface, BACKGROUNDS), _style(surface, rgb, hollow))
+
+
+def _pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """The connected parts of a mask, without dust."""
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    return [labels == index for index in range(1, len(sizes)) if sizes[index] >= SMALLEST // 2]
+
+
+def _by_colour(part: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
+    """The part as it is, or one piece for each colour where things of several colours touch."""
+    names = np.where(np.hypot(lab[..., 1], lab[..., 2]) > CHROMA, _hue_names(lab), len(COLOURS))
+    sizes = np.bincount(names[part], minlength=len(COLOURS) + 1)[: len(COLOURS)]
+    several = [c for c in np.argsort(-sizes) if sizes[c] >= max(SMALLEST, 0.22 * part.sum())]
+    if len(several) < 2:
+        return [part]
+    pieces = [_pieces(ndimage.binary_opening(part & (names == c))) for c in several]
+    return [max(found, key=np.sum) for found in pieces if found]
+
+
+def _solid(part: np.ndarray, contrast: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The part with its holes filled, and whether it is an outline around nothing.
+
+    The glow of an outline fills small holes, so the test looks at the bright half of the part alone.
+    """
+    bright = part & (contrast > 0.55 * np.percentile(contrast[part], 98))
+    solid = ndimage.binary_fill_holes(bright)
+    inside = solid & ~bright
+    if inside.sum() > 0.12 * solid.sum() and np.median(contrast[inside]) < 0.4 * np.median(contrast[bright]):
+        return solid, True
+    return ndimage.binary_fill_holes(part), False
+
+
+@cache
+def _palette() -> tuple[np.ndarray, np.ndarray]:
+    """Lab colours [C, 3] and their hue angles [C]."""
+    lab = rgb2lab(np.array(list(COLOURS.values()), np.float64)[None] / 255)[0]
+    return lab, np.arctan2(lab[:, 2], lab[:, 1])
+
+
+def _hue_names(lab: np.ndarray) -> np.ndarray:
+    """The index of the colour with the nearest hue, for each pixel [H, W]."""
+    hue = np.arctan2(lab[..., 2], lab[..., 1])
+    distance = np.abs(np.angle(np.exp(1j * (hue[..., None] - _palette()[1]))))
+    return distance.argmin(-1)
+
+
+def _nearest(colour: np.ndarray, named: dict[str, tuple[int, int, int]]) -> str:
+    lab = rgb2lab(np.array(list(named.values()), np.float64)[None] / 255)[0]
+    return list(named)[int(np.linalg.norm(lab - colour, axis=-1).argmin())]
+
+
+def _identify(mask: np.ndarray, lab: np.ndarray) -> Seen:
+    """Names the shape by its templates and the colour by a vote of its pixels, weighted by chroma."""
+    ys, xs = np.nonzero(mask)
+    centre_y, centre_x = (ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2
+    half = max(np.ptp(ys), np.ptp(xs)) / 2 + 0.5
+    grid = (np.arange(TEMPLATE) + 0.5) / TEMPLATE * 2 - 1
+    rows = np.round(centre_y + grid * half).astype(int)
+    columns = np.round(centre_x + grid * half).astype(int)
+    inside = np.outer((rows >= 0) & (rows < SIDE), (columns >= 0) & (columns < SIDE))
+    patch = mask[np.ix_(rows.clip(0, SIDE - 1), columns.clip(0, SIDE - 1))] & inside
+    names, templates = _templates()
+    overlap = (patch & templates).sum((1, 2)) / (patch | templates).sum((1, 2))
+    best = int(overlap.argmax())
+    shape = names[best] if overlap[best] >= SURE else None
+    weight = np.hypot(lab[..., 1], lab[..., 2]) * mask
+    weight[weight < CHROMA] = 0
+    votes = np.bincount(_hue_names(lab).ravel(), weight.ravel(), len(COLOURS))
+    colour = list(COLOURS)[int(votes.argmax())] if votes.sum() > CHROMA * 10 else None
+    return Seen(shape, colour, centre_x / SIDE, centre_y / SIDE, half / SIDE, float(overlap[best]))
+
+
+@cache
+def _templates() -> tuple[list[str], np.ndarray]:
+    """Shape names [T] and masks [T, 48, 48] of every shape at several angles, fitted to their bounding boxes."""
+    names, masks = [], []
+    for shape in SHAPES:
+        for angle in (0,) if shape == "circle" else range(-12, 13, 4):
+            points = outline(shape, angle)
+            low, high = points.min(0), points.max(0)
+            points = (points - (low + high) / 2) / (high - low).max() * TEMPLATE + TEMPLATE / 2
+            image = Image.new("1", (TEMPLATE, TEMPLATE))
+            ImageDraw.Draw(image).polygon([tuple(p) for p in points], fill=1)
+            names.append(shape)
+            masks.append(np.asarray(image))
+    return names, np.stack(masks)
+
+
+def _style(surface: np.ndarray, rgb: np.ndarray, hollow: list[bool]) -> str:
+    """Neon things are hollow on a dark ground, chalk lies on its board, pixels step on a grid; else flat."""
+    ground = _nearest(surface, BACKGROUNDS | STYLE_SURFACE)
+    if ground in ("neon", "black", "night", "chalk") and hollow and np.mean(hollow) >= 0.5:
+        return "neon"
+    if ground == "chalk":
+        return "chalk"
+    steps = np.abs(np.diff(rgb, axis=1)).mean((0, 2)), np.abs(np.diff(rgb, axis=0)).mean((1, 2))
+    cell = SIDE // PIXEL_GRID
+    on = np.mean([s[cell - 1 :: cell].mean() for s in steps])
+    off = np.mean([np.delete(s, np.s_[cell - 1 :: cell]).mean() for s in steps])
+    return "pixel" if on > 2.2 * off else "flat"
+
+
+def agrees(seen: Seen, words: Words) -> bool:
+    """Whether the colour and the shape that the words name are what is seen."""
+    return words.colour in (None, seen.colour) and words.shape in (None, seen.shape)
+
+
+def assign(sight: Sight, description: Description) -> list[Seen | None]:
+    """For each described thing a seen one that agrees with it, each seen thing used once; None where there is none."""
+    from scipy.optimize import linear_sum_assignment
+
+    if not sight.things:
+        return [None] * len(description.things)
+    good = np.array([[agrees(seen, words) for seen in sight.things] for words in description.things])
+    rows, columns = linear_sum_assignment(~good)
+    found: list[Seen | None] = [None] * len(description.things)
+    for row, column in zip(rows, columns, strict=True):
+        if good[row, column]:
+            found[row] = sight.things[column]
+    return found
+
+
+def score(sight: Sight, description: Description) -> float:
+    """The share of what the description says that the picture shows: things (colour and shape bound), their
+    relations, the background, the style, and the number of things."""
+    found = assign(sight, description)
+    points = [float(seen is not None) for seen in found]
+    for i, rel, j in description.relations:
+        a, b = found[i], found[j]
+        points.append(float(a is not None and b is not None and _relation(a, b) == rel))
+    if description.style is not None:
+        points.append(float(sight.style == description.style))
+    if description.background is not None:
+        points.append(float(sight.background == description.background))
+    points.append(float(len(sight.things) == len(description.things)))
+    return float(np.mean(points))
+
+
+def _relation(a: Seen, b: Seen) -> str:
+    return relation(Thing("circle", "red", x=a.x, y=a.y), Thing("circle", "red", x=b.x, y=b.y))

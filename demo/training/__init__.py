@@ -1,0 +1,1 @@
+"""How the demo models are trained. `demo/train.py` is the command."""

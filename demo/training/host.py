@@ -1,0 +1,35 @@
+"""The host's own model classes, made ready for training."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def use_host() -> None:
+    """Puts the ComfyUI checkout on the path. Raises FileNotFoundError when there is none."""
+    path = Path(os.environ.get("ATELIER_COMFYUI") or REPO / ".atelier" / "ComfyUI")
+    if not (path / "comfy").is_dir():
+        raise FileNotFoundError(f"no ComfyUI in {path}: run 'python dev.py host' once, or set ATELIER_COMFYUI")
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+
+
+def initialise(module: torch.nn.Module) -> None:
+    """Gives every layer torch's own initial weights; the host's layers skip that step."""
+    for layer in module.modules():
+        for kind in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Embedding, torch.nn.LayerNorm, torch.nn.GroupNorm):
+            if isinstance(layer, kind):
+                kind.reset_parameters(layer)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,151 @@
+"""The UNet of SD1.5's architecture and the text encoder, trained together on latents of ShapeWorld."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from shapeworld.caption import describe, write
+from shapeworld.render import render
+from shapeworld.scene import STYLES, Scene, random_scene
+
+from .host import device, initialise, use_host
+from .loop import train
+from .text import Tokens, new_text_encoder
+from .vae import LATENT_SCALE, new_autoencoder
+
+SEED, STEPS, BATCH, PEAK = 21, 8000, 32, 1e-3
+SCENES = 16_000
+BASE_STYLES = {"flat": 0.88, "chalk": 0.04, "neon": 0.04, "pixel": 0.04}
+CAPTION_DROPOUT = 0.1
+SNR_CAP = 5.0
+LEVELS = (1, 2, 2)
+
+
+def new_unet(in_channels: int = 4) -> torch.nn.Module:
+    """The host's UNet: 64 channels, three levels with self- and cross-attention on each."""
+    use_host()
+    import comfy.ldm.modules.attention as attention
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from extension.tiny_sd import HEADS, TEXT_CONFIG
+
+    attention.optimized_attention = attention.optimized_attention_masked = attention.attention_pytorch
+    levels = len(LEVELS)
+    unet = UNetModel(
+        image_size=32,
+        in_channels=in_channels,
+        out_channels=4,
+        model_channels=64,
+        num_res_blocks=[1] * levels,
+        channel_mult=LEVELS,
+        num_heads=HEADS,
+        use_spatial_transformer=True,
+        context_dim=TEXT_CONFIG["hidden_size"],
+        legacy=False,
+        transformer_depth=[1] * levels,
+        transformer_depth_output=[1] * 2 * levels,
+        transformer_depth_middle=1,
+        operations=comfy.ops.disable_weight_init,
+    )
+    initialise(unet)
+    for name, layer in unet.named_modules():
+        if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    return unet
+
+
+class TinySD(torch.nn.Module):
+    """UNet and text encoder as one module to train."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.unet = new_unet()
+        self.text = new_text_encoder(rows)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Predicted noise [B, 4, H, W] for noisy latents, steps [B] in 0..999 and token rows [B, 77]."""
+        return self.unet(x, t, context=self.text(tokens).last_hidden_state)
+
+
+def alphas() -> torch.Tensor:
+    """SD1.5's cumulative alphas [1000] (scaled-linear betas from 0.00085 to 0.012)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Scenes and their latents [N, 4, 16, 16], of unit variance."""
+
+    scenes: list[Scene]
+    latents: torch.Tensor
+
+
+def load_autoencoder(work: Path) -> torch.nn.Module:
+    vae = new_autoencoder()
+    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["mean"])
+    return vae.to(device(), memory_format=torch.channels_last).eval()
+
+
+def make_pictures(work: Path, name: str, count: int, styles: dict[str, float], seed: int) -> Pictures:
+    """Renders and encodes random scenes; the latents are kept in `work/NAME.latents.pt`."""
+    scenes = [random_scene(np.random.default_rng([seed, i]), style_share=styles) for i in range(count)]
+    file = work / f"{name}.latents.pt"
+    if file.exists():
+        return Pictures(scenes, torch.load(file, weights_only=True))
+    vae, out = load_autoencoder(work), []
+    for start in range(0, count, 64):
+        batch = np.stack([np.asarray(render(scene)) for scene in scenes[start : start + 64]])
+        x = torch.from_numpy(batch).permute(0, 3, 1, 2).to(device()).float() / 127.5 - 1
+        with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16):
+            out.append((vae.encode(x).float() * LATENT_SCALE).half().cpu())
+        if start % 3200 == 0:
+            print(f"{name}: {start}/{count} pictures encoded", flush=True)
+    latents = torch.cat(out)
+    torch.save(latents, file)
+    return Pictures(scenes, latents)
+
+
+def noise_loss(
+    model: TinySD, tokens: Tokens, data: Pictures, schedule: torch.Tensor, rng: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    """Noise prediction with min-SNR weights (arXiv 2303.09556, gamma = 5) on a random batch."""
+    picks = rng.integers(0, len(data.scenes), BATCH)
+    captions = [
+        "" if rng.random() < CAPTION_DROPOUT else write(describe(data.scenes[i], rng), rng) for i in picks
+    ]
+    x = data.latents[picks].to(device()).float()
+    t = torch.from_numpy(rng.integers(0, 1000, BATCH)).to(device())
+    alpha = schedule[t][:, None, None, None]
+    noise = torch.randn_like(x)
+    rows = tokens.batch(captions, rng).to(device())
+    noisy = (alpha.sqrt() * x + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device().type, torch.bfloat16):
+        guess = model(noisy, t, rows).float()
+    error = ((guess - noise) ** 2).mean((1, 2, 3))
+    snr = (alpha / (1 - alpha)).flatten()
+    return {"loss": (error * (SNR_CAP / snr).clamp(max=1)).mean(), "noise_error": error.mean().detach()}
+
+
+def train_unet(work: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
+    """Trains UNet and text encoder from nothing; the base sees mostly the flat style."""
+    assert set(BASE_STYLES) == set(STYLES)
+    tokens = Tokens()
+    torch.manual_seed(SEED)
+    model = TinySD(len(tokens)).to(device())
+    model.unet.to(memory_format=torch.channels_last)
+    data = make_pictures(work, "base", SCENES, BASE_STYLES, SEED)
+    schedule = alphas().to(device())
+    return train(
+        "unet",
+        model,
+        lambda step, rng: noise_loss(model, tokens, data, schedule, rng),
+        steps=steps,
+        peak=PEAK,
+        work=work,
+        seed=SEED,
+    )
