@@ -70,6 +70,12 @@ def make_base(base: Path) -> None:
     DEV.make_base(base)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-snapshots", action="store_true", help="write the snapshots instead of comparing"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not (COMFYUI / "main.py").is_file():
         raise pytest.UsageError(
