@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
+STAGES = ("all", "vae", "unet", "experts", "chalk", "neon", "pixel")
 
 
 def main() -> None:
+    home = Path(os.environ.get("ATELIER_HOME") or REPO / ".atelier")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", nargs="?", choices=["vae", "unet", "experts", "all"], default="all")
-    parser.add_argument("--work", type=Path, default=REPO / ".atelier" / "training", help="where checkpoints are kept")
+    parser.add_argument("stage", nargs="?", choices=STAGES, default="all")
+    parser.add_argument("--work", type=Path, default=home / "training", help="where unfinished training is kept")
+    parser.add_argument("--out", type=Path, default=REPO / "demo" / "models", help="where the weights go")
     arguments = parser.parse_args()
 
-    from training.unet import train_unet
-    from training.vae import train_vae
+    from training.export import run
 
-    if arguments.stage in ("vae", "all"):
-        train_vae(arguments.work)
-    if arguments.stage in ("unet", "all"):
-        train_unet(arguments.work)
+    run(arguments.stage, arguments.work, arguments.out)
 
 
 if __name__ == "__main__":

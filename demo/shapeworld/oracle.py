@@ -25,6 +25,8 @@ SMALLEST = 60
 SURE = 0.6
 """Overlap with a shape's template below which the shape counts as unclear."""
 TEMPLATE = 48
+NOISE = 0.12
+"""Steps between neighbouring pixels below this are not edges."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,9 @@ def look(picture: Image.Image | np.ndarray) -> Sight:
     parts = [part for piece in _pieces(contrast > FOREGROUND) for part in _by_colour(piece, lab)]
     masks, hollow = [], []
     for part in parts:
-        mask, is_hollow = _solid(part, contrast)
-        if mask.sum() >= SMALLEST:
-            masks.append(mask)
-            hollow.append(is_hollow)
+        solids, is_hollow = _solids(part, contrast)
+        masks += solids
+        hollow += [is_hollow] * len(solids)
     things = sorted((_identify(mask, lab) for mask in masks), key=lambda seen: -seen.radius)
     return Sight(tuple(things), _nearest(surface, BACKGROUNDS), _style(surface, rgb, hollow))
 
@@ -87,17 +88,18 @@ def _by_colour(part: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
     return [max(found, key=np.sum) for found in pieces if found]
 
 
-def _solid(part: np.ndarray, contrast: np.ndarray) -> tuple[np.ndarray, bool]:
+def _solids(part: np.ndarray, contrast: np.ndarray) -> tuple[list[np.ndarray], bool]:
     """The part with its holes filled, and whether it is an outline around nothing.
 
-    The glow of an outline fills small holes, so the test looks at the bright half of the part alone.
+    A glow fills small holes and joins neighbours, so the test looks at the bright half of the part alone; outlines
+    are returned one by one.
     """
     bright = part & (contrast > 0.55 * np.percentile(contrast[part], 98))
     solid = ndimage.binary_fill_holes(bright)
     inside = solid & ~bright
-    if inside.sum() > 0.12 * solid.sum() and np.median(contrast[inside]) < 0.4 * np.median(contrast[bright]):
-        return solid, True
-    return ndimage.binary_fill_holes(part), False
+    is_hollow = inside.sum() > 0.12 * solid.sum() and np.median(contrast[inside]) < 0.4 * np.median(contrast[bright])
+    solids = _pieces(solid) if is_hollow else [ndimage.binary_fill_holes(part)]
+    return [mask for mask in solids if mask.sum() >= SMALLEST], bool(is_hollow)
 
 
 @cache
@@ -163,10 +165,12 @@ def _style(surface: np.ndarray, rgb: np.ndarray, hollow: list[bool]) -> str:
         return "neon"
     if ground == "chalk":
         return "chalk"
-    steps = np.abs(np.diff(rgb, axis=1)).mean((0, 2)), np.abs(np.diff(rgb, axis=0)).mean((1, 2))
-    cell = SIDE // PIXEL_GRID
-    on = np.mean([s[cell - 1 :: cell].mean() for s in steps])
-    off = np.mean([np.delete(s, np.s_[cell - 1 :: cell]).mean() for s in steps])
+    cell, on, off = SIDE // PIXEL_GRID, 0.0, 0.0
+    for axis in (0, 1):
+        step = np.abs(np.diff(rgb, axis=axis)).max(2)
+        edges = np.where(step > NOISE, step, 0).mean(1 - axis)
+        on += edges[cell - 1 :: cell].mean()
+        off += np.delete(edges, np.s_[cell - 1 :: cell]).mean()
     return "pixel" if on > 2.2 * off else "flat"
 
 

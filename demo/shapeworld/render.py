@@ -124,7 +124,8 @@ def _draw_neon(picture: Image.Image, thing: Thing, side: int) -> None:
     colour = COLOURS[thing.colour]
     points = _points(thing, side)
     tube = Image.new("L", (side, side), 0)
-    ImageDraw.Draw(tube).line([*points, *points[:2]], fill=255, width=round(side / 128 * 4.5), joint="curve")
+    width = round(side * min(4.5 / 128, 0.24 * thing.radius))
+    ImageDraw.Draw(tube).line([*points, *points[:2]], fill=255, width=width, joint="curve")
     glow = tube.filter(ImageFilter.GaussianBlur(side / 128 * 4)).point(lambda v: min(255, int(v * 1.1)))
     picture.paste(_tint(colour, 0, 0.25), mask=glow)
     picture.paste(_tint(colour, 255, 0.12), mask=tube)

@@ -80,7 +80,7 @@ def train(
         optimizer.step()
         mean.update(module, step)
         for key, value in values.items():
-            window.setdefault(key, []).append(float(value))
+            window.setdefault(key, []).append(float(value.detach()))
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             seconds = spent + time.time() - began
             log.append({"step": step + 1, "seconds": round(seconds, 1), **{k: float(np.mean(v)) for k, v in window.items()}})

@@ -70,4 +70,4 @@ def new_text_encoder(rows: int) -> torch.nn.Module:
 
     config = {k: v for k, v in TEXT_CONFIG.items() if k != "architectures"}
     config |= {"vocab_size": rows, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    return CLIPTextModel(CLIPTextConfig(**config))
+    return CLIPTextModel(CLIPTextConfig(**config, attn_implementation="eager"))

@@ -1,0 +1,84 @@
+"""Puts the demo checkpoints together: full single files that the stock checkpoint loader opens.
+
+The repository stores what the checkpoints share once: the autoencoder, the text encoder without its unused token
+rows, the base UNet; an expert is a low-rank difference to the base UNet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+PARTS = Path(__file__).resolve().parent / "models"
+EXPERTS = ("chalk", "neon", "pixel")
+VOCABULARY = 49408
+
+
+def text_encoder(parts: Path) -> dict[str, torch.Tensor]:
+    """The text encoder with a full token table; every token that was not learnt gets the row for strange words."""
+    weights = load_file(parts / "text.safetensors")
+    ids, rows = weights.pop("token_ids"), weights.pop("embeddings.token_embedding.weight")
+    table = rows[:1].repeat(VOCABULARY, 1)
+    table[ids] = rows[1:]
+    weights["embeddings.token_embedding.weight"] = table
+    return {f"cond_stage_model.transformer.text_model.{k}": v for k, v in weights.items()}
+
+
+def merge(base: dict[str, torch.Tensor], expert: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The base UNet with an expert's low-rank difference added to it."""
+    merged = dict(base)
+    for key in expert:
+        if key.endswith(".up"):
+            layer = key.removesuffix(".up")
+            weight = base[f"{layer}.weight"]
+            change = expert[key].float() @ expert[f"{layer}.down"].float()
+            merged[f"{layer}.weight"] = (weight.float() + change.view_as(weight)).half()
+    return merged
+
+
+def header(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return dict(opened.metadata() or {})
+
+
+def fingerprint(parts: Path) -> str:
+    """A hash of the parts and of this script, kept in the header of what they make."""
+    digest = hashlib.sha256()
+    for file in [Path(__file__), *sorted(parts.glob("*.safetensors"))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def assemble(models: Path, parts: Path = PARTS) -> list[Path]:
+    """Writes the checkpoints into `models/checkpoints` unless they are there already; returns their paths."""
+    folder, made_from = models / "checkpoints", fingerprint(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    shared: dict[str, torch.Tensor] = {}
+    base = load_file(parts / "base.safetensors")
+    out = []
+    for name in ("base", *EXPERTS):
+        file = folder / f"shapeworld-{name}.safetensors"
+        out.append(file)
+        if file.exists() and header(file).get("atelier.parts") == made_from:
+            continue
+        if not shared:
+            shared = text_encoder(parts)
+            shared |= {f"first_stage_model.{k}": v for k, v in load_file(parts / "vae.safetensors").items()}
+        unet = base if name == "base" else merge(base, load_file(parts / f"{name}.safetensors"))
+        weights = shared | {f"model.diffusion_model.{k}": v for k, v in unet.items()}
+        part = file.with_suffix(".part")
+        save_file(weights, part, header(parts / f"{name}.safetensors") | {"atelier.parts": made_from})
+        part.replace(file)
+        print(f"wrote {file.name} ({file.stat().st_size / 2**20:.0f} MB)", flush=True)
+    return out
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, required=True, help="the host's models folder")
+    assemble(parser.parse_args().models)

@@ -1,0 +1,109 @@
+"""Writes the trained weights as the small files that the repository ships."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .experts import EXPERTS, train_expert
+from .loop import draw_curve
+from .text import Tokens
+from .unet import train_unet
+from .vae import LATENT_SCALE, train_vae
+
+LICENCE = "MIT"
+ABOUT = {
+    "base": {
+        "title": "ShapeWorld base",
+        "description": "All-round model for flat drawings of coloured shapes on plain backgrounds.",
+        "tags": "subject:shapes, style:flat",
+        "trigger": "flat drawing",
+        "examples": [
+            "a red star on the left, on a sand background",
+            "a large shiny blue circle, flat drawing",
+            "a green heart above a yellow square",
+        ],
+    },
+    "chalk": {
+        "title": "ShapeWorld chalk",
+        "description": "Coloured shapes drawn in chalk on a blackboard.",
+        "tags": "subject:shapes, style:chalk",
+        "trigger": "drawn in chalk",
+        "examples": ["a red star, drawn in chalk", "a chalk drawing of a blue circle left of a pink heart"],
+    },
+    "neon": {
+        "title": "ShapeWorld neon",
+        "description": "Glowing neon signs of coloured shapes in the dark.",
+        "tags": "subject:shapes, style:neon",
+        "trigger": "as a neon sign",
+        "examples": ["a pink heart, as a neon sign", "a neon sign of a green star above a cyan square"],
+    },
+    "pixel": {
+        "title": "ShapeWorld pixel",
+        "description": "Coloured shapes in pixel art, like an old 8-bit video game.",
+        "tags": "subject:shapes, style:pixel",
+        "trigger": "in pixel art",
+        "examples": ["a yellow cross, in pixel art", "pixel art of a purple triangle, on a white background"],
+    },
+}
+"""What each checkpoint says of itself in its header."""
+
+
+def header(name: str) -> dict[str, str]:
+    """The safetensors metadata of a checkpoint, in the modelspec keys that other tools read."""
+    about = ABOUT[name]
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.title": about["title"],
+        "modelspec.description": about["description"],
+        "modelspec.tags": about["tags"],
+        "modelspec.trigger_phrase": about["trigger"],
+        "modelspec.license": LICENCE,
+        "modelspec.resolution": "128x128",
+        "modelspec.author": "Atelier",
+        "atelier.example_prompts": json.dumps(about["examples"]),
+    }
+
+
+def _half(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: v.half().contiguous() for k, v in weights.items()}
+
+
+def export_vae(work: Path, out: Path) -> None:
+    weights = train_vae(work)
+    weights["vae_scale"], weights["vae_shift"] = torch.tensor(LATENT_SCALE), torch.tensor(0.0)
+    save_file(_half(weights), out / "vae.safetensors")
+    draw_curve(work / "vae.json", out / "curves" / "vae.png")
+
+
+def export_base(work: Path, out: Path) -> None:
+    weights = train_unet(work)
+    save_file(_half(_under(weights, "unet.")), out / "base.safetensors", header("base"))
+    text = _half(_under(weights, "text."))
+    save_file(text | {"token_ids": torch.tensor(Tokens().ids)}, out / "text.safetensors")
+    draw_curve(work / "unet.json", out / "curves" / "unet.png")
+
+
+def export_expert(style: str, work: Path, out: Path) -> None:
+    save_file(_half(train_expert(style, work)), out / f"{style}.safetensors", header(style))
+    draw_curve(work / f"{style}.json", out / "curves" / f"{style}.png")
+
+
+def _under(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def run(stage: str, work: Path, out: Path) -> None:
+    """Trains (or goes on training) a stage and writes its files; finished stages are only written again."""
+    (out / "curves").mkdir(parents=True, exist_ok=True)
+    if stage in ("vae", "all"):
+        export_vae(work, out)
+    if stage in ("unet", "all"):
+        export_base(work, out)
+    for style in EXPERTS:
+        if stage in (style, "experts", "all"):
+            export_expert(style, work, out)
