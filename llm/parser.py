@@ -80,8 +80,9 @@ PHRASES: tuple[Rule, ...] = (
     _rule(
         "without inside a sentence",
         r" without (?:any )?((?:an? |the )?[^\s,.;!?]+",
-        r"(?: (?!(?:in|on|at|to|with|by|under|over|above|below|beside|behind|near|from|for|of|left|right",
-        r"|next|as|while|when|where|who|that|which|but|drawn|painted|made|standing|sitting|and (?:an?|the))\b)",
+        r"(?: (?!(?:in|on|at|to|with|by|under|over|above|below|beside|behind|near|from|for|of|left",
+        r"|right|next|as|while|when|where|who|that|which|but",
+        r"|drawn|painted|made|standing|sitting|and (?:an?|the))\b)",
         r"[^\s,.;!?]+){0,4})",
     ),
 )

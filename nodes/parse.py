@@ -32,7 +32,8 @@ class AtelierPromptParser(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=False,
                     placeholder="I want a picture of a red star above a blue square, without text",
-                    tooltip="What you want to see, in your own words: a prompt, an instruction, a mood, a what-if.",
+                    tooltip="What you want to see, in your own words: "
+                    "a prompt, an instruction, a mood, a what-if.",
                 ),
             ],
             outputs=[
