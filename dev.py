@@ -475,7 +475,7 @@ def server_command(setup: Setup, base: Path, port: int, cpu: bool) -> list[str]:
 
 @contextlib.contextmanager
 def server(
-    setup: Setup, base: Path, log: Path, port: int | None = None, cpu: bool = False, patience: float = 300
+    setup: Setup, base: Path, log: Path, port: int | None = None, cpu: bool = False, patience: float = 600
 ) -> Iterator[str]:
     """A running host as a context: yields its address and always stops it.
 

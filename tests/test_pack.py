@@ -185,7 +185,8 @@ def test_template_runs(template: Path, server: ComfyClient) -> None:
     steps = []
     entry = server.queue(graph, on_progress=steps.append)
     assert server.images(entry)
-    assert steps and steps[-1].value == steps[-1].total
+    if any("Sampler" in node["class_type"] for node in graph.values()):
+        assert steps and steps[-1].value == steps[-1].total
 
 
 # --- the API client's errors, on the real host -------------------------------------------------------------
