@@ -257,7 +257,7 @@ class Fabric:
                 return self.earlier_override(function, q, k, v, heads, mask=mask, **kwargs)
             return function(q, k, v, heads, mask=mask, **kwargs)
 
-        call = kwargs.get("transformer_options", {}).get(_CALL)
+        call = (kwargs.get("transformer_options") or {}).get(_CALL)
         if call is None or call.block is None or mask is not None:
             return attention(q, k, v, mask)
         return call.attend(attention, q, k, v)
@@ -291,7 +291,10 @@ def reference_options(transformer_options: dict[str, Any], cond_uuid: uuid.UUID)
 def model_conds(model: comfy.model_base.BaseModel, prompt: dict[str, Any], x: Tensor) -> dict[str, Tensor]:
     """What the model wants beside `x` [rows, channels, height, width]; the host makes it from a prompt."""
     cond = {**prompt, "cross_attn": prompt["cond"], "model_conds": {}}
-    (encoded,) = comfy.samplers.encode_model_conds(model.extra_conds, [cond], x, x.device, "negative")
+    # Inpainting models read the latent image's shape, and then fill in that nothing is given.
+    (encoded,) = comfy.samplers.encode_model_conds(
+        model.extra_conds, [cond], x, x.device, "negative", latent_image=torch.zeros_like(x)
+    )
     return {
         name: made.process_cond(batch_size=x.shape[0], area=None).cond
         for name, made in encoded["model_conds"].items()

@@ -574,6 +574,31 @@ def test_other_samplers(model: Patcher, sampler: str) -> None:
     assert not torch.equal(result, sample(model, noise, sampler_name=sampler, scheduler="karras"))
 
 
+def inpaint() -> comfy.model_base.BaseModel:
+    base = comfy.model_base.BaseModel(SmallSD15({**SMALL_UNET, "in_channels": 9}), device="cpu")
+    base.set_inpaint()
+    return base
+
+
+def instruct_pix2pix() -> comfy.model_base.BaseModel:
+    return comfy.model_base.SD15_instructpix2pix(SmallSD15({**SMALL_UNET, "in_channels": 8}), device="cpu")
+
+
+def v_prediction() -> comfy.model_base.BaseModel:
+    kind = comfy.model_base.ModelType.V_PREDICTION
+    return comfy.model_base.BaseModel(SmallSD15(SMALL_UNET), model_type=kind, device="cpu")
+
+
+@pytest.mark.parametrize("make", [inpaint, instruct_pix2pix, v_prediction])
+def test_other_models_of_the_class(make: Callable[[], comfy.model_base.BaseModel]) -> None:
+    base = make()
+    fill(base.diffusion_model, seed=1)
+    model, noise = patcher(base), normal(1, 4, 8, 8, seed=1)
+    result = sample(listen(model, latents(1), latents(1, 4, 8)), noise)
+    assert result.isfinite().all()
+    assert relative(result, sample(model, noise)) > 1e-2
+
+
 # --- Bad input
 
 
