@@ -155,7 +155,7 @@ _CONDITION = _pattern(
 _CONSEQUENCE = _pattern(
     r"(?:then )?(?:i(?:'d|'ll| would| will) (?:see |be |have )?|(?:it|there|you) (?:would|will) be )"
 )
-_QUESTION = _pattern(r"(?:then )?(?:what|how|where|who)\b[^?]{0,80}\?")
+_QUESTION = _pattern(r"(?:then )?(?:what|how|where|who)\b[^?,.!\n]{0,80}(?:[?,.!\n]|\Z)")
 _SEEN = _pattern(
     r"(?:then )?what (?:would|will|do|could|might) (?:i|you|we|he|she|it|they) (?:see|look at)\b"
 )
@@ -256,14 +256,14 @@ def _cut(text: str, rules: tuple[Rule, ...], trace: list[str]) -> tuple[str, lis
 def _hypothesis(text: str) -> str:
     """What is left of "if …" to draw: the condition and the consequence without their verbs of being.
 
-    A question after the condition holds nothing to draw, except that of what someone sees.
+    A question after the condition holds nothing to draw, except that of what someone sees; what comes after
+    the question stays.
     """
     condition, _, consequence = text.partition(",")
     condition = _CONDITION.sub("", condition.strip().rstrip("?.!"), count=1)
     consequence = consequence.strip()
-    if _SEEN.match(consequence):
-        return f"the view of {condition}"
     if question := _QUESTION.match(consequence):
+        condition = f"the view of {condition}" if _SEEN.match(consequence) else condition
         consequence = consequence[question.end() :].strip()
     consequence = _CONSEQUENCE.sub("", consequence, count=1).rstrip("?.!")
     return ", ".join(part for part in (condition, consequence) if part)

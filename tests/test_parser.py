@@ -26,6 +26,17 @@ CORES = [
     ("I want to see a beach", "inspiration", "a beach"),
     ("Imagine a city under the sea", "inspiration", "a city under the sea"),
     ("If I were a bird, what would I see?", "hypothesis", "the view of a bird"),
+    (
+        "If I were a bird, what would I see? Draw it in chalk",
+        "hypothesis",
+        "the view of a bird, Draw it in chalk",
+    ),
+    (
+        "If I were a bird, what would I see, drawn in chalk?",
+        "hypothesis",
+        "the view of a bird, drawn in chalk",
+    ),
+    ("If I had a red star, how would it look? as a neon sign", "hypothesis", "a red star, as a neon sign"),
     ("If you give me a toy, I will laugh very happily", "hypothesis", "a toy, laugh very happily"),
     ("If I had a red star, it would be drawn in chalk", "hypothesis", "a red star, drawn in chalk"),
     ("What if dogs could fly?", "hypothesis", "dogs could fly"),
@@ -172,9 +183,9 @@ def test_time_grows_with_length_not_with_its_square(unit: str) -> None:
         wish = "a" + unit * (length // len(unit))
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             parse(wish)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     # Eight times the length: 8 if linear, 64 if quadratic. The millisecond absorbs what does not grow.

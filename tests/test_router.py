@@ -187,10 +187,11 @@ def leaves(node: Any) -> list[Any]:
 def test_every_model_is_in_a_leaf_and_the_order_of_files_does_not_matter() -> None:
     models = {**SHAPES, "x.ckpt": {}, "tagless.safetensors": {"modelspec.description": "rain"}}
     models["anime.safetensors"] = {"modelspec.tags": "anime"}
+    models["many.safetensors"] = {"modelspec.tags": "f, e, d, c, b, a"}
     records = library(models).models
     tree = build_tree(records)
     assert {model.name for leaf in leaves(tree) for model in leaf.models} == set(models)
-    assert [child.name for child in tree.children] == [ANY_SUBJECT, "shapes", UNCLASSIFIED]
+    assert [child.name for child in tree.children] == ["a", ANY_SUBJECT, *"bcdef", "shapes", UNCLASSIFIED]
     assert build_tree(tuple(reversed(records))) == tree
 
 
