@@ -66,7 +66,7 @@ def look(picture: Image.Image | np.ndarray) -> Sight:
         solids, is_hollow = _solids(part, contrast)
         masks += solids
         hollow += [is_hollow] * len(solids)
-    things = sorted((_identify(mask, lab) for mask in masks), key=lambda seen: -seen.radius)
+    things = sorted((_identify(mask, contrast, lab) for mask in masks), key=lambda seen: -seen.radius)
     return Sight(tuple(things), _nearest(surface, BACKGROUNDS), _style(surface, rgb, hollow))
 
 
@@ -98,8 +98,18 @@ def _solids(part: np.ndarray, contrast: np.ndarray) -> tuple[list[np.ndarray], b
     solid = ndimage.binary_fill_holes(bright)
     inside = solid & ~bright
     is_hollow = inside.sum() > 0.12 * solid.sum() and np.median(contrast[inside]) < 0.4 * np.median(contrast[bright])
-    solids = _pieces(solid) if is_hollow else [ndimage.binary_fill_holes(part)]
+    solids = _pieces(solid) if is_hollow else _apart(ndimage.binary_fill_holes(part))
     return [mask for mask in solids if mask.sum() >= SMALLEST], bool(is_hollow)
+
+
+def _apart(mask: np.ndarray) -> list[np.ndarray]:
+    """The mask cut where only a thin bridge joins things of one colour; each pixel goes to the nearest thing."""
+    cores = [core for core in _pieces(ndimage.binary_opening(mask, iterations=2)) if core.sum() >= SMALLEST]
+    if len(cores) < 2:
+        return [mask]
+    distance = [ndimage.distance_transform_edt(~core) for core in cores]
+    nearest = np.argmin(distance, 0)
+    return [mask & (nearest == index) for index in range(len(cores))]
 
 
 @cache
@@ -121,18 +131,16 @@ def _nearest(colour: np.ndarray, named: dict[str, tuple[int, int, int]]) -> str:
     return list(named)[int(np.linalg.norm(lab - colour, axis=-1).argmin())]
 
 
-def _identify(mask: np.ndarray, lab: np.ndarray) -> Seen:
+def _identify(mask: np.ndarray, contrast: np.ndarray, lab: np.ndarray) -> Seen:
     """Names the shape by its templates and the colour by a vote of its pixels, weighted by chroma."""
     ys, xs = np.nonzero(mask)
     centre_y, centre_x = (ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2
     half = max(np.ptp(ys), np.ptp(xs)) / 2 + 0.5
-    grid = (np.arange(TEMPLATE) + 0.5) / TEMPLATE * 2 - 1
-    rows = np.round(centre_y + grid * half).astype(int)
-    columns = np.round(centre_x + grid * half).astype(int)
-    inside = np.outer((rows >= 0) & (rows < SIDE), (columns >= 0) & (columns < SIDE))
-    patch = mask[np.ix_(rows.clip(0, SIDE - 1), columns.clip(0, SIDE - 1))] & inside
+    grid = ((np.arange(TEMPLATE) + 0.5) / TEMPLATE * 2 - 1) * half
+    where = np.meshgrid(centre_y + grid, centre_x + grid, indexing="ij")
+    patch = ndimage.map_coordinates(_coverage(mask, contrast), where, order=1)
     names, templates = _templates()
-    overlap = (patch & templates).sum((1, 2)) / (patch | templates).sum((1, 2))
+    overlap = np.minimum(patch, templates).sum((1, 2)) / np.maximum(patch, templates).sum((1, 2))
     best = int(overlap.argmax())
     shape = names[best] if overlap[best] >= SURE else None
     weight = np.hypot(lab[..., 1], lab[..., 2]) * mask
@@ -142,19 +150,26 @@ def _identify(mask: np.ndarray, lab: np.ndarray) -> Seen:
     return Seen(shape, colour, centre_x / SIDE, centre_y / SIDE, half / SIDE, float(overlap[best]))
 
 
+def _coverage(mask: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+    """How much of each pixel the thing covers, in 0..1: its inside counts in full, its rim by its contrast."""
+    inside = ndimage.binary_erosion(mask, iterations=3)
+    full = np.median(contrast[inside if inside.any() else mask])
+    return np.where(inside, 1.0, (contrast / full).clip(0, 1) * mask)
+
+
 @cache
 def _templates() -> tuple[list[str], np.ndarray]:
-    """Shape names [T] and masks [T, 48, 48] of every shape at several angles, fitted to their bounding boxes."""
-    names, masks = [], []
+    """Shape names [T] and coverages [T, 48, 48] of every shape at several angles, fitted to their bounding boxes."""
+    names, masks, fine = [], [], 4 * TEMPLATE
     for shape in SHAPES:
         for angle in (0,) if shape == "circle" else range(-12, 13, 4):
             points = outline(shape, angle)
             low, high = points.min(0), points.max(0)
-            points = (points - (low + high) / 2) / (high - low).max() * TEMPLATE + TEMPLATE / 2
-            image = Image.new("1", (TEMPLATE, TEMPLATE))
-            ImageDraw.Draw(image).polygon([tuple(p) for p in points], fill=1)
+            points = (points - (low + high) / 2) / (high - low).max() * fine + fine / 2
+            image = Image.new("L", (fine, fine))
+            ImageDraw.Draw(image).polygon([tuple(p) for p in points], fill=255)
             names.append(shape)
-            masks.append(np.asarray(image))
+            masks.append(np.asarray(image.reduce(4), np.float64) / 255)
     return names, np.stack(masks)
 
 

@@ -12,7 +12,7 @@ from .loop import train
 from .text import Tokens
 from .unet import TinySD, alphas, make_pictures, noise_loss
 
-RANK, STEPS, PEAK, PICTURES = 24, 700, 2e-3, 4000
+RANK, STEPS, BATCH, PEAK, PICTURES = 24, 450, 16, 2e-3, 2000
 EXPERTS = {"chalk": 31, "neon": 32, "pixel": 33}
 """The styles that have an expert, with each one's seed."""
 
@@ -59,7 +59,7 @@ def train_expert(style: str, work: Path, steps: int = STEPS) -> dict[str, torch.
     weights = train(
         style,
         model,
-        lambda step, rng: noise_loss(model, tokens, data, schedule, rng),
+        lambda step, rng: noise_loss(model, tokens, data, schedule, rng, BATCH),
         steps=steps,
         peak=PEAK,
         work=work,

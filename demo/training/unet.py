@@ -120,15 +120,20 @@ def make_pictures(work: Path, name: str, count: int, styles: dict[str, float], s
 
 
 def noise_loss(
-    model: TinySD, tokens: Tokens, data: Pictures, schedule: torch.Tensor, rng: np.random.Generator
+    model: TinySD,
+    tokens: Tokens,
+    data: Pictures,
+    schedule: torch.Tensor,
+    rng: np.random.Generator,
+    batch: int = BATCH,
 ) -> dict[str, torch.Tensor]:
     """Noise prediction with min-SNR weights (arXiv 2303.09556, gamma = 5) on a random batch."""
-    picks = rng.integers(0, len(data.scenes), BATCH)
+    picks = rng.integers(0, len(data.scenes), batch)
     captions = [
         "" if rng.random() < CAPTION_DROPOUT else write(describe(data.scenes[i], rng), rng) for i in picks
     ]
     x = data.latents[picks].to(device()).float()
-    t = torch.from_numpy(rng.integers(0, 1000, BATCH)).to(device())
+    t = torch.from_numpy(rng.integers(0, 1000, batch)).to(device())
     alpha = schedule[t][:, None, None, None]
     noise = torch.randn_like(x)
     rows = tokens.batch(captions, rng).to(device())

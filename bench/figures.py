@@ -1,0 +1,65 @@
+"""Figures of a benchmark: what was measured, how often, how sure, and the file that keeps it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parent / "results"
+Figure = dict[str, Any]
+
+
+def single(value: float, unit: str, n: int = 1) -> Figure:
+    """A figure without an interval."""
+    return {"value": round(float(value), 4), "unit": unit, "n": n, "low": None, "high": None}
+
+
+def share(hits: Sequence[bool]) -> Figure:
+    """A share of hits with its 95 % Wilson interval."""
+    n, p, z = len(hits), float(np.mean(hits)), 1.96
+    centre, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (centre - width) / (1 + z * z / n), (centre + width) / (1 + z * z / n)
+    return {"value": round(p, 4), "unit": "share", "n": n, "low": round(low, 4), "high": round(high, 4)}
+
+
+def mean(values: Sequence[float], unit: str) -> Figure:
+    """A mean with its 95 % normal interval."""
+    n, m = len(values), float(np.mean(values))
+    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    return {"value": round(m, 4), "unit": unit, "n": n, "low": round(m - half, 4), "high": round(m + half, 4)}
+
+
+def show(figures: dict[str, Figure]) -> None:
+    for key, figure in figures.items():
+        interval = f"  [{figure['low']}, {figure['high']}]" if figure["low"] is not None else ""
+        print(f"{key:28} {figure['value']:<9} {figure['unit']:7} n={figure['n']}{interval}", flush=True)
+
+
+def save(name: str, figures: dict[str, Figure]) -> Path:
+    """Writes `results/NAME.json`."""
+    import torch
+
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True)
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    result = {
+        "command": f"python dev.py bench {name}",
+        "date": datetime.date.today().isoformat(),
+        "commit": git.stdout.strip(),
+        "machine": f"{machine}, {torch.get_num_threads()} threads, Python {sys.version.split()[0]}",
+        "torch": torch.__version__,
+        "figures": figures,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    return file

@@ -1,0 +1,164 @@
+"""ShapeWorld: can the oracle read, how well do the demo models draw, and does FABRIC steer them?
+
+Every picture is drawn by the host's own KSampler in 20 steps and read by the oracle. Prompts and seeds are held out:
+their scenes come from seeds that training never uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from figures import Figure, mean, save, share, show, single
+from PIL import Image
+from world import REPO, Checkpoint, load_checkpoint, pack, start_host
+
+start_host()
+
+from shapeworld.oracle import look  # noqa: E402
+from shapeworld.render import render  # noqa: E402
+from shapeworld.scene import Scene, Thing, random_scene  # noqa: E402
+from shapeworld.trial import HELD_OUT, bound, dense_prompts, largest, one_object_prompts, oracle_hits  # noqa: E402
+
+EXPERTS = ("chalk", "neon", "pixel")
+SHEETS = REPO / "bench" / "results"
+
+
+def vae_psnr(checkpoint: Checkpoint, count: int) -> list[float]:
+    """PSNR in dB of `count` rendered pictures after encoding and decoding."""
+    scenes = [random_scene(np.random.default_rng([HELD_OUT, 1, i])) for i in range(count)]
+    pictures = torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).float() / 255
+    back = torch.cat([checkpoint.vae.decode(checkpoint.vae.encode(part)) for part in pictures.split(20)])
+    error = ((back.clamp(0, 1) - pictures) ** 2).mean((1, 2, 3))
+    return (-10 * torch.log10(error)).tolist()
+
+
+def draw_one_object(checkpoint: Checkpoint, count: int) -> tuple[list[bool], list[bool], torch.Tensor]:
+    """Colour hits, shape hits and the pictures of one-object prompts."""
+    prompts = one_object_prompts(count)
+    pictures = checkpoint.draw([text for text, _ in prompts], HELD_OUT)
+    pairs = [(largest(p.numpy()), d.things[0]) for p, (_, d) in zip(pictures, prompts, strict=True)]
+    return [s.colour == a.colour for s, a in pairs], [s.shape == a.shape for s, a in pairs], pictures
+
+
+def draw_dense(checkpoint: Checkpoint, count: int) -> tuple[list[bool], torch.Tensor]:
+    """For each thing of the dense prompts: is there one with its colour and its shape?"""
+    prompts = dense_prompts(count)
+    pictures = checkpoint.draw([text for text, _ in prompts], HELD_OUT)
+    hits = [bound(picture.numpy(), d) for picture, (_, d) in zip(pictures, prompts, strict=True)]
+    return [hit for row in hits for hit in row], pictures
+
+
+def all_right(checkpoint: Checkpoint, style: str, count: int) -> tuple[list[bool], torch.Tensor]:
+    """One-object prompts of a style: are colour, shape and style all as asked?"""
+    prompts = one_object_prompts(count, style)
+    pictures = checkpoint.draw([text for text, _ in prompts], HELD_OUT + 7)
+    hits = []
+    for picture, (_, d) in zip(pictures, prompts, strict=True):
+        seen, asked = largest(picture.numpy()), d.things[0]
+        right = (seen.colour, seen.shape) == (asked.colour, asked.shape)
+        hits.append(right and look(picture.numpy()).style == style)
+    return hits, pictures
+
+
+def fabric(checkpoint: Checkpoint, count: int, colours: tuple[str, ...]) -> tuple[list[bool], list[bool], torch.Tensor]:
+    """Asked for a circle of no named colour: how often has a picture the liked one's colour, before and after?
+
+    Round 1 draws without feedback. One of its pictures (or a rendered one, if the colour never came) of each colour
+    is liked in turn, and round 2 draws from new seeds.
+    """
+    atelier = pack()
+    nodes = atelier.nodes
+    prompt = "a large circle"
+    first = checkpoint.draw([prompt] * count, HELD_OUT + 50)
+    came = [largest(picture.numpy()).colour for picture in first]
+    before, after, sheet = [], [], [first[:8]]
+    for k, colour in enumerate(colours):
+        liked = first[came.index(colour)] if colour in came else rendered_circle(colour)
+        feedback = nodes.AtelierFeedbackFromImages.execute(liked=liked[None]).result[0]
+        model = nodes.AtelierFabric.execute(
+            checkpoint.model, checkpoint.clip, checkpoint.vae, feedback, **fabric_defaults(nodes.AtelierFabric)
+        ).result[0]
+        second = checkpoint.draw([prompt] * count, HELD_OUT + 1000 * (k + 1), model)
+        before += [c == colour for c in came]
+        after += [largest(picture.numpy()).colour == colour for picture in second]
+        sheet.append(torch.cat([liked[None], second[:7]]))
+    return before, after, torch.cat(sheet)
+
+
+def fabric_defaults(node: type) -> dict[str, float]:
+    """The node's own defaults."""
+    return {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
+
+
+def rendered_circle(colour: str) -> torch.Tensor:
+    picture = render(Scene((Thing("circle", colour, radius=0.27),)))
+    return torch.from_numpy(np.asarray(picture).copy()).float() / 255
+
+
+def sheet(pictures: torch.Tensor, name: str, columns: int = 8) -> None:
+    """The pictures as one JPEG beside the results."""
+    rows = -(-len(pictures) // columns)
+    canvas = Image.new("RGB", (columns * 130, rows * 130), "white")
+    for i, picture in enumerate(pictures):
+        image = Image.fromarray((picture.clamp(0, 1) * 255).byte().numpy())
+        canvas.paste(image, (i % columns * 130, i // columns * 130))
+    canvas.save(SHEETS / f"shapeworld_{name}.jpg", quality=85)
+
+
+def gain(own: list[bool], base: list[bool]) -> float:
+    """Points by which one share of hits is above another."""
+    return 100 * (float(np.mean(own)) - float(np.mean(base)))
+
+
+def measure(n: int, progress: Callable[[dict[str, Figure]], None], draw: bool) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+
+    def note(**new: Figure) -> None:
+        figures.update(new)
+        progress(new)
+
+    note(oracle_clean=share(oracle_hits(n, False)), oracle_noisy=share(oracle_hits(n, True)))
+    base = load_checkpoint("base")
+    note(vae_psnr_db=mean(vae_psnr(base, n), "dB"))
+    colour, shape, pictures = draw_one_object(base, n)
+    note(base_colour=share(colour), base_shape=share(shape))
+    found, dense = draw_dense(base, n)
+    note(base_dense_binding=share(found))
+    base_flat, _ = all_right(base, "flat", n)
+    note(base_flat=share(base_flat))
+    gains, losses, experts = [], [], []
+    for style in EXPERTS:
+        expert = load_checkpoint(style)
+        (own, drawn), (base_own, base_drawn), (flat, _) = (
+            all_right(expert, style, n),
+            all_right(base, style, n),
+            all_right(expert, "flat", n),
+        )
+        note(**{f"{style}_own": share(own), f"base_{style}": share(base_own), f"{style}_flat": share(flat)})
+        gains.append(gain(own, base_own))
+        losses.append(gain(base_flat, flat))
+        experts += [base_drawn[:8], drawn[:8]]
+    note(expert_gain_min=single(min(gains), "points", n), expert_loss_min=single(min(losses), "points", n))
+    before, after, steered = fabric(base, max(12, n * 48 // 200), ("red", "blue", "green", "yellow"))
+    note(fabric_round1=share(before), fabric_round2=share(after))
+    if draw:
+        SHEETS.mkdir(exist_ok=True)
+        for name, tensor in (("base", pictures[:32]), ("dense", dense[:32]), ("experts", torch.cat(experts)), ("fabric", steered)):
+            sheet(tensor, name)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
+    quick = parser.parse_args().quick
+    figures = measure(12 if quick else 200, show, not quick)
+    if not quick:
+        print(f"wrote {save('shapeworld', figures)}")
+
+
+if __name__ == "__main__":
+    main()

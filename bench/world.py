@@ -1,0 +1,84 @@
+"""The demo checkpoints inside this process: the host's loaders and its own KSampler, without the server."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+HOME = Path(os.environ.get("ATELIER_HOME") or REPO / ".atelier")
+STEPS, CFG, BATCH = 20, 5.0, 20
+
+
+def start_host() -> None:
+    """Makes the host and the demo importable. Raises FileNotFoundError when the host is not there."""
+    sys.path.insert(0, str(REPO / "demo"))
+    from training.host import use_host
+
+    use_host()
+    from extension.tiny_sd import register
+
+    register()
+
+
+def pack() -> Any:
+    """The node pack as the package `atelier`; the repository's root never goes on the path."""
+    if "atelier" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "atelier", REPO / "__init__.py", submodule_search_locations=[str(REPO)]
+        )
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["atelier"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["atelier"]
+
+
+@dataclass
+class Checkpoint:
+    """What the stock checkpoint loader gives."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+    def draw(self, prompts: list[str], seed: int, model: Any = None) -> torch.Tensor:
+        """Pictures [N, 128, 128, 3] in 0..1, one for each prompt, by 20 steps of the host's KSampler (euler, normal)."""
+        import comfy.utils
+
+        comfy.utils.PROGRESS_BAR_ENABLED = False
+        pictures = []
+        for start in range(0, len(prompts), BATCH):
+            part = prompts[start : start + BATCH]
+            pictures.append(self._draw(part, seed + start, model or self.model))
+        return torch.cat(pictures)
+
+    def _draw(self, prompts: list[str], seed: int, model: Any) -> torch.Tensor:
+        import nodes
+
+        def encode(texts: list[str]) -> list[Any]:
+            encoded = [nodes.CLIPTextEncode().encode(self.clip, text)[0][0] for text in texts]
+            pooled = {"pooled_output": torch.cat([e[1]["pooled_output"] for e in encoded])}
+            return [[torch.cat([e[0] for e in encoded]), pooled]]
+
+        latent = {"samples": torch.zeros(len(prompts), 4, 16, 16)}
+        negative = encode([""] * len(prompts))
+        sampled = nodes.KSampler().sample(
+            model, seed, STEPS, CFG, "euler", "normal", encode(prompts), negative, latent
+        )[0]
+        return self.vae.decode(sampled["samples"])
+
+
+def load_checkpoint(name: str) -> Checkpoint:
+    """A demo checkpoint (base, chalk, neon, pixel) through the host's own loader."""
+    import comfy.sd
+
+    file = HOME / "base" / "models" / "checkpoints" / f"shapeworld-{name}.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: run 'python dev.py demo' once")
+    return Checkpoint(*comfy.sd.load_checkpoint_guess_config(str(file), output_vae=True, output_clip=True)[:3])

@@ -1,0 +1,230 @@
+"""The templates of `workflows/` as the demo, the tests and the benchmarks queue them, and the script that writes them.
+
+A template is written here once, as an API graph with a place for each node. `python demo/graphs.py --url URL` asks a
+running host for its schemas and writes both forms of each template, `X.json` for the canvas and `X.api.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+USER_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+DEMO_CHECKPOINT = "shapeworld-base.safetensors"
+DEMO_SIZE = 128
+WISH = "I want a picture of a shiny red star above a blue square, drawn in chalk"
+
+Graph = dict[str, dict[str, Any]]
+
+
+def load(name: str) -> Graph:
+    """The API form of a template."""
+    return json.loads((WORKFLOWS / f"{name}.api.json").read_text(encoding="utf-8"))
+
+
+def for_demo(graph: Graph, **changes: Any) -> Graph:
+    """A copy of a template that runs on the demo checkpoints: their size and name, and one value for each input
+    named in `changes`, wherever it stands as a widget. Raises KeyError when no node has such an input."""
+    graph = copy.deepcopy(graph)
+    changes = {"width": DEMO_SIZE, "height": DEMO_SIZE, "ckpt_name": DEMO_CHECKPOINT} | changes
+    unused = set(changes) - {"width", "height", "ckpt_name"}
+    for node in graph.values():
+        for name in changes.keys() & node["inputs"].keys():
+            if not isinstance(node["inputs"][name], list):
+                node["inputs"][name] = changes[name]
+                unused.discard(name)
+    if unused:
+        raise KeyError(f"no node has the input {', '.join(sorted(unused))}")
+    return graph
+
+
+def node_of(graph: Graph, title: str) -> str:
+    """The id of the node with this title."""
+    return next(key for key, node in graph.items() if node["_meta"]["title"] == title)
+
+
+def _node(kind: str, title: str, place: tuple[int, int], **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}, "place": place}
+
+
+def _sampler(model: list[Any], seed: int, place: tuple[int, int]) -> dict[str, Any]:
+    return _node(
+        "KSampler", "Sample", place, model=model, positive=["positive", 0], negative=["negative", 0],
+        latent_image=["size", 0], seed=seed, steps=20, cfg=7.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+
+
+def _route() -> Graph:
+    """Wish, parser, router and what follows from them; the model is `["route", 0]`."""
+    return {
+        "parse": _node("AtelierPromptParser", "Wish", (0, 0), wish=WISH),
+        "route": _node(
+            "AtelierModelTreeRouter", "Route", (440, 0), wish=["parse", 0], candidates="*", fallback="none"
+        ),
+        "positive": _node("CLIPTextEncode", "Prompt", (880, 0), text=["route", 7], clip=["route", 1]),
+        "negative": _node("CLIPTextEncode", "Negative", (880, 160), text=["parse", 1], clip=["route", 1]),
+        "size": _node("EmptyLatentImage", "Size", (880, 320), width=512, height=512, batch_size=4),
+        "reason": _node("PreviewAny", "Why this checkpoint", (440, 420), source=["route", 5]),
+        "path": _node("PreviewAny", "Path taken", (880, 520), source=["route", 6]),
+    }
+
+
+def _feedback(vae: list[Any], model: list[Any], clip: list[Any], x: int) -> Graph:
+    return {
+        "liked": _node("LoadImage", "Liked", (x, 0), image="example.png"),
+        "disliked": _node("LoadImage", "Disliked", (x, 380), image="example.png"),
+        "feedback": _node(
+            "AtelierFeedbackFromImages", "Feedback", (x + 320, 0), liked=["liked", 0], disliked=["disliked", 0]
+        ),
+        "fabric": _node(
+            "AtelierFabric", "FABRIC", (x + 320, 160), model=model, clip=clip, vae=vae, feedback=["feedback", 0],
+            weight=0.8, negative_scale=0.5, start_percent=0.0, end_percent=0.5, weight_outside=0.0,
+        ),
+    }  # fmt: skip
+
+
+def _decode(vae: list[Any], x: int) -> Graph:
+    return {
+        "decode": _node("VAEDecode", "Decode", (x, 0), samples=["sample", 0], vae=vae),
+        "save": _node("SaveImage", "Pictures", (x, 120), images=["decode", 0], filename_prefix="Atelier"),
+    }
+
+
+def _wish_to_picture() -> Graph:
+    return _route() | {"sample": _sampler(["route", 0], 1, (1320, 0))} | _decode(["route", 2], 1680)
+
+
+def _wish_with_feedback() -> Graph:
+    graph = _route() | _feedback(["route", 2], ["route", 0], ["route", 1], 1320)
+    return graph | {"sample": _sampler(["fabric", 0], 2, (2000, 0))} | _decode(["route", 2], 2360)
+
+
+def _fabric_feedback() -> Graph:
+    graph = {
+        "checkpoint": _node("CheckpointLoaderSimple", "Checkpoint", (0, 0), ckpt_name=USER_CHECKPOINT),
+        "positive": _node("CLIPTextEncode", "Prompt", (360, 0), text="a star", clip=["checkpoint", 1]),
+        "negative": _node("CLIPTextEncode", "Negative", (360, 220), text="", clip=["checkpoint", 1]),
+        "size": _node("EmptyLatentImage", "Size", (360, 440), width=512, height=512, batch_size=4),
+    }
+    graph |= _feedback(["checkpoint", 2], ["checkpoint", 0], ["checkpoint", 1], 800)
+    return graph | {"sample": _sampler(["fabric", 0], 2, (1480, 0))} | _decode(["checkpoint", 2], 1840)
+
+
+TEMPLATES = {
+    "wish_to_picture": _wish_to_picture,
+    "fabric_feedback": _fabric_feedback,
+    "wish_with_feedback": _wish_with_feedback,
+}
+
+
+def api_form(graph: Graph) -> Graph:
+    """The graph with numbers for ids, as the canvas exports it."""
+    number = {key: str(i) for i, key in enumerate(graph, 1)}
+
+    def value(v: Any) -> Any:
+        return [number[v[0]], v[1]] if isinstance(v, list) else v
+
+    return {
+        number[key]: {
+            "inputs": {name: value(v) for name, v in node["inputs"].items()},
+            "class_type": node["class_type"],
+            "_meta": node["_meta"],
+        }
+        for key, node in graph.items()
+    }
+
+
+def canvas_form(name: str, graph: Graph, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The graph as the canvas saves it, after the live schemas of its nodes."""
+    number = {key: i for i, key in enumerate(graph, 1)}
+    links: list[list[Any]] = []
+    nodes = [
+        _canvas_node(number[key], order, node, schemas[node["class_type"]], number, graph, schemas, links)
+        for order, (key, node) in enumerate(graph.items())
+    ]
+    for link in links:
+        nodes[link[1] - 1]["outputs"][link[2]]["links"].append(link[0])
+    return {
+        "id": str(uuid5(NAMESPACE_URL, f"atelier/{name}")),
+        "revision": 0,
+        "last_node_id": len(nodes),
+        "last_link_id": len(links),
+        "nodes": nodes,
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _canvas_node(
+    number: int,
+    order: int,
+    node: dict[str, Any],
+    schema: dict[str, Any],
+    numbers: dict[str, int],
+    graph: Graph,
+    schemas: dict[str, Any],
+    links: list[list[Any]],
+) -> dict[str, Any]:
+    inputs, widgets = [], []
+    for group in ("required", "optional"):
+        for name in schema.get("input_order", {}).get(group, []):
+            kind, options = [*schema["input"][group][name], {}][:2]
+            value = node["inputs"].get(name)
+            is_widget = isinstance(kind, list) or kind in ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
+            slot = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "link": None}
+            if is_widget:
+                slot["widget"] = {"name": name}
+                widgets.append(options.get("default", "") if isinstance(value, list) else value)
+                if options.get("control_after_generate"):
+                    widgets.append("randomize")
+                if options.get("image_upload"):
+                    widgets.append("image")
+            if isinstance(value, list):
+                slot["link"] = len(links) + 1
+                source = schemas[graph[value[0]]["class_type"]]["output"][value[1]]
+                links.append([slot["link"], numbers[value[0]], value[1], number, len(inputs), source])
+            inputs.append(slot)
+    rows = max(len(inputs) - len(widgets), len(schema["output"])) + len(widgets)
+    return {
+        "id": number,
+        "type": node["class_type"],
+        "title": node["_meta"]["title"],
+        "pos": list(node["place"]),
+        "size": [320, 60 + 26 * rows + (60 if any(w and isinstance(w, str) and len(w) > 40 for w in widgets) else 0)],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": inputs,
+        "outputs": [
+            {"name": label, "type": kind, "links": []}
+            for label, kind in zip(schema["output_name"], schema["output"], strict=True)
+        ],
+        "properties": {"Node name for S&R": node["class_type"]},
+        "widgets_values": widgets,
+    }
+
+
+def write_templates(url: str) -> None:
+    from comfy_api_client import ComfyClient
+
+    schemas = ComfyClient(url).get("/object_info")
+    for name, make in TEMPLATES.items():
+        graph = make()
+        canvas = json.dumps(canvas_form(name, graph, schemas), indent=1)
+        (WORKFLOWS / f"{name}.json").write_text(canvas + "\n", encoding="utf-8")
+        (WORKFLOWS / f"{name}.api.json").write_text(json.dumps(api_form(graph), indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {name}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the templates of workflows/.")
+    parser.add_argument("--url", required=True, help="address of a running ComfyUI with the pack")
+    write_templates(parser.parse_args().url)
