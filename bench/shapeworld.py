@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from figures import Figure, mean, save, share, show, single
+from _figures import Figure, mean, save, share, show, single
 from PIL import Image
-from world import REPO, Checkpoint, load_checkpoint, pack, start_host
+from _world import REPO, Checkpoint, load_checkpoint, pack, start_host
 
 start_host()
 

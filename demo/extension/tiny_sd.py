@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import comfy.supported_models
-from comfy import sd1_clip, supported_models_base
+from comfy import model_base, sd1_clip, supported_models_base
 
 TEXT_CONFIG = {
     "architectures": ["CLIPTextModel"],
@@ -54,10 +54,13 @@ class TinySD1Tokenizer(sd1_clip.SD1Tokenizer):
 
 
 class TinySD(comfy.supported_models.SD15):
-    """SD1.5 with 64 channels and a text width of 128."""
+    """SD1.5 with 64 channels and a text width of 128, that predicts the velocity as SD2.x does."""
 
     unet_config = {**comfy.supported_models.SD15.unet_config, "context_dim": 128, "model_channels": 64}
     unet_extra_config = {"num_heads": HEADS, "num_head_channels": -1}
+
+    def model_type(self, state_dict, prefix=""):
+        return model_base.ModelType.V_PREDICTION
 
     def clip_target(self, state_dict=None):
         return supported_models_base.ClipTarget(TinySD1Tokenizer, TinyClipModel)

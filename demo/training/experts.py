@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from .host import device
 from .loop import train
 from .text import Tokens
-from .unet import TinySD, alphas, make_pictures, noise_loss
+from .unet import TinySD, alphas, make_pictures, velocity_loss
 
 RANK, STEPS, BATCH, PEAK, PICTURES = 24, 450, 16, 2e-3, 2000
 EXPERTS = {"chalk": 31, "neon": 32, "pixel": 33}
@@ -59,7 +59,7 @@ def train_expert(style: str, work: Path, steps: int = STEPS) -> dict[str, torch.
     weights = train(
         style,
         model,
-        lambda step, rng: noise_loss(model, tokens, data, schedule, rng, BATCH),
+        lambda step, rng: velocity_loss(model, tokens, data, schedule, rng, BATCH),
         steps=steps,
         peak=PEAK,
         work=work,

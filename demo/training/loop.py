@@ -32,9 +32,8 @@ class Average:
 
     def update(self, module: torch.nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for k, v in module.state_dict().items():
-                self.weights[k].lerp_(v, 1 - decay)
+        now = module.state_dict()
+        torch._foreach_lerp_(list(self.weights.values()), [now[k] for k in self.weights], 1 - decay)
 
 
 def train(
@@ -57,7 +56,7 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     state_file, log_file = work / f"{name}.pt", work / f"{name}.json"
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True)
     mean = Average(module, average)
     start, log, spent = 0, [], 0.0
     if state_file.exists():
