@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 PARTS = Path(__file__).resolve().parent / "models"
@@ -46,6 +46,14 @@ def header(file: Path) -> dict[str, str]:
         return dict(opened.metadata() or {})
 
 
+def is_current(file: Path, made_from: str) -> bool:
+    """Whether the checkpoint is there, whole, and made from these parts."""
+    try:
+        return header(file).get("atelier.parts") == made_from
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
 def fingerprint(parts: Path) -> str:
     """A hash of the parts and of this script, kept in the header of what they make."""
     digest = hashlib.sha256()
@@ -64,7 +72,7 @@ def assemble(models: Path, parts: Path = PARTS) -> list[Path]:
     for name in ("base", *EXPERTS):
         file = folder / f"shapeworld-{name}.safetensors"
         out.append(file)
-        if file.exists() and header(file).get("atelier.parts") == made_from:
+        if is_current(file, made_from):
             continue
         if not shared:
             shared = text_encoder(parts)

@@ -458,6 +458,14 @@ def test_runs_leave_nothing_behind_twice(model: Patcher) -> None:
     assert torch.equal(*results)
 
 
+def test_a_step_does_not_outlive_itself(model: Patcher) -> None:
+    """The references' keys and values of a step would fill the memory if they stayed until the end."""
+    patched = listen(model, latents(1), latents(1, seed=200))
+    before = snapshot(patched)
+    call(patched, normal(2, 4, 8, 8, seed=1), torch.cat([NEGATIVE, POSITIVE]), [1, 0])
+    assert_same(before, snapshot(patched))
+
+
 @pytest.mark.parametrize("failing_pass", [0, 1, 2], ids=["reference-pass", "model-call", "second-step"])
 def test_an_error_leaves_nothing_behind(
     model: Patcher, monkeypatch: pytest.MonkeyPatch, failing_pass: int
