@@ -48,7 +48,7 @@ class Checkpoint:
     vae: Any
 
     def draw(self, prompts: list[str], seed: int, model: Any = None) -> torch.Tensor:
-        """Pictures [N, 128, 128, 3] in 0..1, one for each prompt, by 20 steps of the host's KSampler (euler, normal)."""
+        """Pictures [N, 128, 128, 3] in 0..1, one for each prompt: 20 steps of the host's KSampler, euler, normal."""
         import comfy.utils
 
         comfy.utils.PROGRESS_BAR_ENABLED = False

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from _figures import Figure, mean, save, share, show, single
-from PIL import Image
 from _world import REPO, Checkpoint, load_checkpoint, pack, start_host
+from PIL import Image
 
 start_host()
 
@@ -146,7 +146,12 @@ def measure(n: int, progress: Callable[[dict[str, Figure]], None], draw: bool) -
     note(fabric_round1=share(before), fabric_round2=share(after))
     if draw:
         SHEETS.mkdir(exist_ok=True)
-        for name, tensor in (("base", pictures[:32]), ("dense", dense[:32]), ("experts", torch.cat(experts)), ("fabric", steered)):
+        for name, tensor in (
+            ("base", pictures[:32]),
+            ("dense", dense[:32]),
+            ("experts", torch.cat(experts)),
+            ("fabric", steered),
+        ):
             sheet(tensor, name)
     return figures
 

@@ -60,11 +60,7 @@ def test_liked_colour_comes_more_often(server: Any, first_round: list[Image.Imag
     came = colours(first_round)
     named = sorted({c for c in came if c}, key=lambda c: (came.count(c), c))
     liked, disliked = named[len(named) // 2], named[-1]
-    second = colours(
-        draw_with_feedback(
-            server, 23, first_round[came.index(liked)], first_round[came.index(disliked)]
-        )
-    )
+    second = colours(draw_with_feedback(server, 23, first_round[came.index(liked)], first_round[came.index(disliked)]))
     before, after = came.count(liked), second.count(liked)
     print(f"{liked}: {before} of {PICTURES} before, {after} of {PICTURES} after; {disliked} disliked: "
           f"{came.count(disliked)} before, {second.count(disliked)} after")  # fmt: skip

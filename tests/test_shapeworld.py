@@ -158,7 +158,9 @@ def test_oracle_sees_nothing_on_an_empty_ground() -> None:
 
 
 def test_score_counts_what_is_wrong() -> None:
-    scene = Scene((Thing("star", "red", x=0.5, y=0.25, radius=0.15), Thing("square", "blue", x=0.5, y=0.7, radius=0.15)))
+    scene = Scene(
+        (Thing("star", "red", x=0.5, y=0.25, radius=0.15), Thing("square", "blue", x=0.5, y=0.7, radius=0.15))
+    )
     sight = look(render(scene))
     assert score(sight, read("a red star above a blue square")) == 1
     assert score(sight, read("a red star below a blue square")) == 0.75

@@ -30,7 +30,12 @@ from .scene import (
     relation,
 )
 
-STYLE_PREFIX = {"flat": "a flat drawing of", "chalk": "a chalk drawing of", "neon": "a neon sign of", "pixel": "pixel art of"}
+STYLE_PREFIX = {
+    "flat": "a flat drawing of",
+    "chalk": "a chalk drawing of",
+    "neon": "a neon sign of",
+    "pixel": "pixel art of",
+}
 STYLE_SUFFIX = {"flat": "flat drawing", "chalk": "drawn in chalk", "neon": "as a neon sign", "pixel": "in pixel art"}
 BACKGROUND_PHRASE = re.compile(r"^on (?:a|an|the) (\w+) background$")
 ANY_SHAPE = "shape"
@@ -77,7 +82,9 @@ def describe(scene: Scene, rng: np.random.Generator, keep: dict[str, float] | No
             texture = kept("texture", thing.texture) if is_filled and thing.texture != "plain" else None
             place = None if pair else kept("place", thing.place)
             words.append(
-                Words(kept("shape", thing.shape), kept("colour", thing.colour), kept("size", thing.size), texture, place)
+                Words(
+                    kept("shape", thing.shape), kept("colour", thing.colour), kept("size", thing.size), texture, place
+                )
             )
         if pair:
             relations.append((i, relation(things[i], things[i + 1]), i + 1))
@@ -200,5 +207,3 @@ def _compose_thing(words: Words, others: list[Thing], count: int, rng: np.random
     if not fits(thing, others):
         raise ValueError(f"no room {words.place}")
     return thing
-
-

@@ -1,12 +1,12 @@
 """Edit instructions: a change of a scene, the sentence that asks for it, and the sentence read back.
 
-    recolour    turn the red star blue
-    reshape     turn the red star into a heart
-    retexture   make the red star striped
-    add         add a blue circle on the left
-    remove      remove the red star
-    background  make the background night | make it night
-    style       redraw it in chalk
+recolour    turn the red star blue
+reshape     turn the red star into a heart
+retexture   make the red star striped
+add         add a blue circle on the left
+remove      remove the red star
+background  make the background night | make it night
+style       redraw it in chalk
 """
 
 from __future__ import annotations
@@ -132,12 +132,21 @@ def random_edit(scene: Scene, rng: np.random.Generator) -> Edit:
         return str(rng.choice([word for word in words if word != now]))
 
     if kind == "add":
-        return Edit("add", value=Words(str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS))), "small", None, str(rng.choice(list(PLACES)))))
+        return Edit(
+            "add",
+            value=Words(
+                str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS))), "small", None, str(rng.choice(list(PLACES)))
+            ),
+        )
     if kind == "style":
         return Edit("style", value=other(STYLES, scene.style))
     if kind == "background":
         return Edit("background", value=other(BACKGROUNDS, scene.background))
     if kind == "remove":
         return Edit("remove", target)
-    values = {"recolour": (COLOURS, thing.colour), "reshape": (SHAPES, thing.shape), "retexture": (TEXTURES, thing.texture)}
+    values = {
+        "recolour": (COLOURS, thing.colour),
+        "reshape": (SHAPES, thing.shape),
+        "retexture": (TEXTURES, thing.texture),
+    }
     return Edit(kind, target, other(*values[kind]))

@@ -57,7 +57,9 @@ def look(picture: Image.Image | np.ndarray) -> Sight:
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     rgb = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX), np.float64) / 255
     lab = rgb2lab(ndimage.median_filter(rgb, size=(3, 3, 1)))
-    ring = np.concatenate([lab[:3].reshape(-1, 3), lab[-3:].reshape(-1, 3), lab[:, :3].reshape(-1, 3), lab[:, -3:].reshape(-1, 3)])
+    ring = np.concatenate(
+        [lab[:3].reshape(-1, 3), lab[-3:].reshape(-1, 3), lab[:, :3].reshape(-1, 3), lab[:, -3:].reshape(-1, 3)]
+    )
     surface = np.median(ring, 0)
     contrast = np.linalg.norm(lab - surface, axis=-1)
     parts = [part for piece in _pieces(contrast > FOREGROUND) for part in _by_colour(piece, lab)]

@@ -103,9 +103,7 @@ def fits(thing: Thing, others: list[Thing]) -> bool:
     edge = thing.radius + MARGIN
     if not (edge <= thing.x <= 1 - edge and edge <= thing.y <= 1 - edge):
         return False
-    return all(
-        (thing.x - o.x) ** 2 + (thing.y - o.y) ** 2 >= (thing.radius + o.radius + MARGIN) ** 2 for o in others
-    )
+    return all((thing.x - o.x) ** 2 + (thing.y - o.y) ** 2 >= (thing.radius + o.radius + MARGIN) ** 2 for o in others)
 
 
 def random_place(rng: np.random.Generator, radius: float, others: list[Thing], tries: int = 200) -> tuple[float, float]:

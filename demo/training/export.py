@@ -19,7 +19,7 @@ ABOUT = {
     "base": {
         "title": "ShapeWorld base",
         "description": "All-round model for flat drawings of coloured shapes on plain backgrounds.",
-        "tags": "subject:shapes, style:flat",
+        "tags": "subject:shapes, style:flat, all-round",
         "trigger": "flat drawing",
         "examples": [
             "a red star on the left, on a sand background",
@@ -44,7 +44,7 @@ ABOUT = {
     "pixel": {
         "title": "ShapeWorld pixel",
         "description": "Coloured shapes in pixel art, like an old 8-bit video game.",
-        "tags": "subject:shapes, style:pixel",
+        "tags": "subject:shapes, style:pixel art, style:8-bit",
         "trigger": "in pixel art",
         "examples": ["a yellow cross, in pixel art", "pixel art of a purple triangle, on a white background"],
     },

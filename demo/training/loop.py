@@ -82,7 +82,9 @@ def train(
             window.setdefault(key, []).append(float(value.detach()))
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             seconds = spent + time.time() - began
-            log.append({"step": step + 1, "seconds": round(seconds, 1), **{k: float(np.mean(v)) for k, v in window.items()}})
+            log.append(
+                {"step": step + 1, "seconds": round(seconds, 1), **{k: float(np.mean(v)) for k, v in window.items()}}
+            )
             window = {}
             row = "  ".join(f"{k} {v:.4f}" for k, v in log[-1].items() if k not in ("step", "seconds"))
             left = (steps - step - 1) * (seconds / (step + 1))

@@ -23,7 +23,11 @@ STRANGE_SHARE = 0.15
 def world_words() -> list[str]:
     """Every word that a caption or an edit instruction can hold, sorted."""
     phrases = [*SHAPES, *COLOURS, *SIZES, *TEXTURES, *BACKGROUNDS, *PLACES, *RELATIONS, *STYLE_PREFIX.values()]
-    phrases += [*STYLE_SUFFIX.values(), *REDRAW.values(), "a an the shape background on and turn make into it add remove"]
+    phrases += [
+        *STYLE_SUFFIX.values(),
+        *REDRAW.values(),
+        "a an the shape background on and turn make into it add remove",
+    ]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from .loop import train
 from .text import Tokens, new_text_encoder
 from .vae import LATENT_SCALE, new_autoencoder
 
-SEED, STEPS, BATCH, PEAK = 21, 4200, 16, 1e-3
+SEED, STEPS, BATCH, PEAK = 21, 5600, 16, 1e-3
 SCENES = 16_000
 BASE_STYLES = {"flat": 0.88, "chalk": 0.04, "neon": 0.04, "pixel": 0.04}
 CAPTION_DROPOUT = 0.1
+ONE_THING_SHARE, HIGH_NOISE_SHARE = 0.7, 0.5
+"""How many training pictures show one thing, and how many get at least half of the noise: there, words matter most."""
 SNR_CAP = 5.0
 LEVELS = (1, 2, 2)
 
@@ -93,6 +96,17 @@ class Pictures:
     scenes: list[Scene]
     latents: torch.Tensor
 
+    @cached_property
+    def _by_count(self) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of the scenes with one thing, and of those with several."""
+        single = np.array([len(scene.things) == 1 for scene in self.scenes])
+        return np.nonzero(single)[0], np.nonzero(~single)[0]
+
+    def pick(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Indices of random pictures, `ONE_THING_SHARE` of them with one thing."""
+        one, several = (rng.choice(indices, count) for indices in self._by_count)
+        return np.where(rng.random(count) < ONE_THING_SHARE, one, several)
+
 
 def load_autoencoder(work: Path) -> torch.nn.Module:
     vae = new_autoencoder()
@@ -132,12 +146,10 @@ def velocity_loss(
     In a world of flat surfaces everything is decided at high noise, where a loss on the noise says next to nothing
     about the picture; a loss on the velocity does. Its weight is capped at low noise as in min-SNR (arXiv 2303.09556).
     """
-    picks = rng.integers(0, len(data.scenes), batch)
-    captions = [
-        "" if rng.random() < CAPTION_DROPOUT else write(describe(data.scenes[i], rng), rng) for i in picks
-    ]
+    picks = data.pick(rng, batch)
+    captions = ["" if rng.random() < CAPTION_DROPOUT else write(describe(data.scenes[i], rng), rng) for i in picks]
     x = data.latents[picks].to(device()).float()
-    t = torch.from_numpy(rng.integers(0, 1000, batch)).to(device())
+    t = torch.from_numpy(rng.integers(500 * (rng.random(batch) < HIGH_NOISE_SHARE), 1000)).to(device())
     alpha = schedule[t][:, None, None, None]
     noise = torch.randn_like(x)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
