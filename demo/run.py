@@ -7,7 +7,6 @@ wish and one contact sheet.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,6 @@ class Story:
     """What happened to one wish."""
 
     wish: Wish
-    prompt: str
     reason: str
     first: list[Image.Image]
     liked: int
@@ -67,14 +65,13 @@ def tell(client: ComfyClient, wish: Wish, seed: int) -> Story:
     entry = client.queue(graph, ProgressLine("  round 1: "))
     first = client.images(entry, node_of(graph, "Pictures"))
     reason = entry["outputs"][node_of(graph, "Why this checkpoint")]["text"][0]
-    trace = json.loads(entry["outputs"][node_of(graph, "Path taken")]["text"][0])
     given = marks(first, wish.taste)
     liked, disliked = int(np.argmax(given)), int(np.argmin(given))
     graph = for_demo(load("wish_with_feedback"), wish=wish.text, seed=seed + 1)
     for title, pick in (("Liked", liked), ("Disliked", disliked)):
         graph[node_of(graph, title)]["inputs"]["image"] = client.upload(first[pick])
     second = client.images(client.queue(graph, ProgressLine("  round 2: ")), node_of(graph, "Pictures"))
-    return Story(wish, trace.get("wish", wish.text), reason, first, liked, disliked, second)
+    return Story(wish, reason, first, liked, disliked, second)
 
 
 def contact_sheet(stories: list[Story]) -> Image.Image:

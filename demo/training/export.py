@@ -77,7 +77,8 @@ def export_vae(work: Path, out: Path) -> None:
     weights = train_vae(work)
     weights["vae_scale"], weights["vae_shift"] = torch.tensor(LATENT_SCALE), torch.tensor(0.0)
     save_file(_half(weights), out / "vae.safetensors")
-    draw_curve(work / "vae.json", out / "curves" / "vae.png")
+    for stage in ("vae", "vae_decoder"):
+        draw_curve(work / f"{stage}.json", out / "curves" / f"{stage}.png")
 
 
 def export_base(work: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from .loop import train
 from .text import Tokens, new_text_encoder
 from .vae import LATENT_SCALE, new_autoencoder
 
-SEED, STEPS, BATCH, PEAK = 21, 5600, 16, 1e-3
+SEED, STEPS, BATCH, PEAK = 21, 4000, 16, 6e-4
 SCENES = 16_000
 BASE_STYLES = {"flat": 0.88, "chalk": 0.04, "neon": 0.04, "pixel": 0.04}
 CAPTION_DROPOUT = 0.1
@@ -110,7 +110,7 @@ class Pictures:
 
 def load_autoencoder(work: Path) -> torch.nn.Module:
     vae = new_autoencoder()
-    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["mean"])
+    vae.load_state_dict(torch.load(work / "vae_decoder.pt", weights_only=True)["mean"])
     return vae.to(device(), memory_format=torch.channels_last).eval()
 
 
