@@ -16,11 +16,14 @@ def main() -> None:
     parser.add_argument("stage", nargs="?", choices=STAGES, default="all")
     parser.add_argument("--work", type=Path, default=home / "training", help="where unfinished training is kept")
     parser.add_argument("--out", type=Path, default=REPO / "demo" / "models", help="where the weights go")
+    parser.add_argument("--steps", type=int, help="train for this many steps instead of the stage's own number")
     arguments = parser.parse_args()
+    if arguments.steps is not None and arguments.stage == "all":
+        parser.error("--steps needs one stage: each has its own number")
 
     from training.export import run
 
-    run(arguments.stage, arguments.work, arguments.out)
+    run(arguments.stage, arguments.work, arguments.out, arguments.steps)
 
 
 if __name__ == "__main__":

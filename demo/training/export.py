@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from . import experts, unet, vae
 from .experts import EXPERTS, train_expert
 from .loop import draw_curve
 from .text import Tokens
@@ -73,24 +74,23 @@ def _half(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v.half().contiguous() for k, v in weights.items()}
 
 
-def export_vae(work: Path, out: Path) -> None:
-    weights = train_vae(work)
+def export_vae(work: Path, out: Path, steps: int = vae.STEPS) -> None:
+    weights = train_vae(work, steps)
     weights["vae_scale"], weights["vae_shift"] = torch.tensor(LATENT_SCALE), torch.tensor(0.0)
     save_file(_half(weights), out / "vae.safetensors")
-    for stage in ("vae", "vae_decoder"):
-        draw_curve(work / f"{stage}.json", out / "curves" / f"{stage}.png")
+    draw_curve(work / "vae.json", out / "curves" / "vae.png")
 
 
-def export_base(work: Path, out: Path) -> None:
-    weights = train_unet(work)
+def export_base(work: Path, out: Path, steps: int = unet.STEPS) -> None:
+    weights = train_unet(work, steps)
     save_file(_half(_under(weights, "unet.")), out / "base.safetensors", header("base"))
     text = _half(_under(weights, "text."))
     save_file(text | {"token_ids": torch.tensor(Tokens().ids)}, out / "text.safetensors")
     draw_curve(work / "unet.json", out / "curves" / "unet.png")
 
 
-def export_expert(style: str, work: Path, out: Path) -> None:
-    save_file(_half(train_expert(style, work)), out / f"{style}.safetensors", header(style))
+def export_expert(style: str, work: Path, out: Path, steps: int = experts.STEPS) -> None:
+    save_file(_half(train_expert(style, work, steps)), out / f"{style}.safetensors", header(style))
     draw_curve(work / f"{style}.json", out / "curves" / f"{style}.png")
 
 
@@ -98,13 +98,17 @@ def _under(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
-def run(stage: str, work: Path, out: Path) -> None:
-    """Trains (or goes on training) a stage and writes its files; finished stages are only written again."""
+def run(stage: str, work: Path, out: Path, steps: int | None = None) -> None:
+    """Trains (or goes on training) a stage and writes its files; finished stages are only written again.
+
+    `steps` replaces the stage's own number, for a shorter or a longer run.
+    """
     (out / "curves").mkdir(parents=True, exist_ok=True)
+    shorter = {} if steps is None else {"steps": steps}
     if stage in ("vae", "all"):
-        export_vae(work, out)
+        export_vae(work, out, **shorter)
     if stage in ("unet", "all"):
-        export_base(work, out)
+        export_base(work, out, **shorter)
     for style in EXPERTS:
         if stage in (style, "experts", "all"):
-            export_expert(style, work, out)
+            export_expert(style, work, out, **shorter)

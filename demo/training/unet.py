@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +19,8 @@ from .loop import train
 from .text import Tokens, new_text_encoder
 from .vae import LATENT_SCALE, new_autoencoder
 
-SEED, STEPS, BATCH, PEAK = 21, 4000, 16, 6e-4
-SCENES = 16_000
+SEED, STEPS, BATCH, PEAK = 21, 20_000, 16, 8e-4
+SCENES = 12_000
 BASE_STYLES = {"flat": 0.88, "chalk": 0.04, "neon": 0.04, "pixel": 0.04}
 CAPTION_DROPOUT = 0.1
 ONE_THING_SHARE, HIGH_NOISE_SHARE = 0.7, 0.5
@@ -110,8 +112,12 @@ class Pictures:
 
 def load_autoencoder(work: Path) -> torch.nn.Module:
     vae = new_autoencoder()
-    vae.load_state_dict(torch.load(work / "vae_decoder.pt", weights_only=True)["mean"])
+    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["mean"])
     return vae.to(device(), memory_format=torch.channels_last).eval()
+
+
+def render_array(scene: Scene) -> np.ndarray:
+    return np.asarray(render(scene))
 
 
 def make_pictures(work: Path, name: str, count: int, styles: dict[str, float], seed: int) -> Pictures:
@@ -121,13 +127,14 @@ def make_pictures(work: Path, name: str, count: int, styles: dict[str, float], s
     if file.exists():
         return Pictures(scenes, torch.load(file, weights_only=True))
     vae, out = load_autoencoder(work), []
-    for start in range(0, count, 64):
-        batch = np.stack([np.asarray(render(scene)) for scene in scenes[start : start + 64]])
-        x = torch.from_numpy(batch).permute(0, 3, 1, 2).to(device()).float() / 127.5 - 1
-        with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16):
-            out.append((vae.encode(x).float() * LATENT_SCALE).half().cpu())
-        if start % 3200 == 0:
-            print(f"{name}: {start}/{count} pictures encoded", flush=True)
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        rendered = pool.map(render_array, scenes, chunksize=64)
+        while batch := list(itertools.islice(rendered, 64)):
+            x = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(device()).float() / 127.5 - 1
+            with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16):
+                out.append((vae.encode(x).float() * LATENT_SCALE).half().cpu())
+            if len(out) % 50 == 0:
+                print(f"{name}: {64 * len(out)}/{count} pictures encoded", flush=True)
     latents = torch.cat(out)
     torch.save(latents, file)
     return Pictures(scenes, latents)
