@@ -62,7 +62,7 @@ def marks(pictures: list[Image.Image], taste: str) -> list[float]:
 def tell(client: ComfyClient, wish: Wish, seed: int) -> Story:
     """Both rounds of a wish."""
     graph = for_demo(load("wish_to_picture"), wish=wish.text, seed=seed)
-    entry = client.queue(graph, ProgressLine("  round 1: "))
+    entry = client.queue(graph, ProgressLine("  round 1"))
     first = client.images(entry, node_of(graph, "Pictures"))
     reason = entry["outputs"][node_of(graph, "Why this checkpoint")]["text"][0]
     given = marks(first, wish.taste)
@@ -70,7 +70,7 @@ def tell(client: ComfyClient, wish: Wish, seed: int) -> Story:
     graph = for_demo(load("wish_with_feedback"), wish=wish.text, seed=seed + 1)
     for title, pick in (("Liked", liked), ("Disliked", disliked)):
         graph[node_of(graph, title)]["inputs"]["image"] = client.upload(first[pick])
-    second = client.images(client.queue(graph, ProgressLine("  round 2: ")), node_of(graph, "Pictures"))
+    second = client.images(client.queue(graph, ProgressLine("  round 2")), node_of(graph, "Pictures"))
     return Story(wish, reason, first, liked, disliked, second)
 
 
