@@ -156,6 +156,7 @@ def measure(n: int, progress: Callable[[dict[str, Figure]], None], draw: bool) -
     return figures
 
 
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
