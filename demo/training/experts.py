@@ -12,7 +12,7 @@ from .loop import train
 from .text import Tokens
 from .unet import TinySD, alphas, make_pictures, velocity_loss
 
-RANK, STEPS, BATCH, PEAK, PICTURES = 12, 1000, 16, 1e-3, 600
+RANK, STEPS, BATCH, PEAK, PICTURES = 12, 1000, 16, 1e-3, 2000
 EXPERTS = {"chalk": 31, "neon": 32, "pixel": 33}
 """The styles that have an expert, with each one's seed."""
 
