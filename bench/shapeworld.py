@@ -17,12 +17,12 @@ from PIL import Image
 
 start_host()
 
+from assemble import EXPERTS  # noqa: E402
 from shapeworld.oracle import look  # noqa: E402
 from shapeworld.render import render  # noqa: E402
 from shapeworld.scene import Scene, Thing, random_scene  # noqa: E402
 from shapeworld.trial import HELD_OUT, bound, dense_prompts, largest, one_object_prompts, oracle_hits  # noqa: E402
 
-EXPERTS = ("chalk", "neon", "pixel")
 SHEETS = REPO / "bench" / "results"
 
 

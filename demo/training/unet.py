@@ -30,8 +30,8 @@ LEVELS = (1, 2, 2)
 
 
 def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *_, **__) -> torch.Tensor:
-    """Softmax attention by two matrix products on [B, N, C]. On a CPU its backward pass is ten times as fast as that
-    of torch's fused kernel, which is half of a training step."""
+    """Softmax attention by two matrix products on [B, N, C]. On a CPU the backward pass of torch's
+    fused kernel took 39 % of a training step of 32; with this a step took 0.67 s instead of 0.95 s."""
     b, n, c = q.shape
     q, k, v = (x.view(b, -1, heads, c // heads).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
     weights = torch.softmax(torch.bmm(q * (c // heads) ** -0.5, k.transpose(1, 2)), -1)
