@@ -104,9 +104,9 @@ def write(description: Description, rng: np.random.Generator) -> str:
     linked = {i: (rel, j) for i, rel, j in description.relations}
     groups, i = [], 0
     while i < len(description.things):
-        text = _thing(description.things[i])
+        text = write_thing(description.things[i])
         if i in linked:
-            text = f"{text} {linked[i][0]} {_thing(description.things[linked[i][1]])}"
+            text = f"{text} {linked[i][0]} {write_thing(description.things[linked[i][1]])}"
         groups.append(text)
         i += 2 if i in linked else 1
     text = groups[0] if len(groups) == 1 else ", ".join(groups[:-1]) + " and " + groups[-1]
@@ -120,7 +120,8 @@ def write(description: Description, rng: np.random.Generator) -> str:
     return text
 
 
-def _thing(words: Words) -> str:
+def write_thing(words: Words) -> str:
+    """The words for one thing, with "a" or "an" in front."""
     named = [words.size, words.texture, words.colour, words.shape or ANY_SHAPE]
     text = " ".join(word for word in named if word)
     article = "an" if text[0] in "aeiou" else "a"
@@ -147,11 +148,12 @@ def read(caption: str) -> Description:
                 relations.append((len(things), sides[1], len(things) + 1))
             elif len(sides) != 1:
                 raise ValueError(f"more than one relation in '{part}' of '{caption}'")
-            things += [_read_thing(side, caption) for side in sides[::2]]
+            things += [read_thing(side, caption) for side in sides[::2]]
     return Description(tuple(things), tuple(relations), background, style)
 
 
-def _read_thing(text: str, caption: str) -> Words:
+def read_thing(text: str, caption: str) -> Words:
+    """What the words for one thing say. Raises ValueError naming a word that is not in the grammar, and the caption."""
     place = next((p for p in PLACES if text.endswith(" " + p)), None)
     found: dict[str, str] = {}
     for word in (text[: -len(place)] if place else text).split():
@@ -177,7 +179,7 @@ def compose(description: Description, rng: np.random.Generator, tries: int = 500
         things: list[Thing] = []
         try:
             for words in description.things:
-                things.append(_compose_thing(words, things, len(description.things), rng))
+                things.append(compose_thing(words, things, len(description.things), rng))
         except ValueError:
             continue
         if all(relation(things[i], things[j]) == rel for i, rel, j in description.relations):
@@ -186,7 +188,9 @@ def compose(description: Description, rng: np.random.Generator, tries: int = 500
     raise ValueError("no scene agrees with the description: " + write(description, rng))
 
 
-def _compose_thing(words: Words, others: list[Thing], count: int, rng: np.random.Generator) -> Thing:
+def compose_thing(words: Words, others: list[Thing], count: int, rng: np.random.Generator) -> Thing:
+    """A thing that agrees with the words, at a free place of a scene with `count` things. Raises ValueError when there
+    is no room."""
     size = words.size or ("large" if count == 1 else "medium" if count == 2 else "small")
     radius = float(rng.uniform(*SIZES[size]))
     thing = Thing(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .caption import STYLE_SUFFIX, Words, _compose_thing, _read_thing, _thing
+from .caption import STYLE_SUFFIX, Words, compose_thing, read_thing, write_thing
 from .scene import BACKGROUNDS, COLOURS, PLACES, SHAPES, STYLE_SURFACE, STYLES, TEXTURES, Scene, Thing
 
 KINDS = ("recolour", "reshape", "retexture", "add", "remove", "background", "style")
@@ -37,13 +37,13 @@ class Edit:
 
 def write_edit(edit: Edit) -> str:
     """The instruction that asks for the edit."""
-    target = "the " + _thing(edit.target).split(" ", 1)[1] if edit.target else ""
+    target = "the " + write_thing(edit.target).split(" ", 1)[1] if edit.target else ""
     if edit.kind in ("recolour", "retexture"):
         return f"{'turn' if edit.kind == 'recolour' else 'make'} {target} {edit.value}"
     if edit.kind == "reshape":
         return f"turn {target} into a {edit.value}"
     if edit.kind == "add":
-        return f"add {_thing(edit.value)}"
+        return f"add {write_thing(edit.value)}"
     if edit.kind == "remove":
         return f"remove {target}"
     if edit.kind == "background":
@@ -62,16 +62,16 @@ def read_edit(instruction: str) -> Edit:
             return Edit("background", value=match[1])
     elif match := re.fullmatch(r"turn the (.+) into an? (\w+)", text):
         if match[2] in SHAPES:
-            return Edit("reshape", _read_thing(match[1], instruction), match[2])
+            return Edit("reshape", read_thing(match[1], instruction), match[2])
     elif match := re.fullmatch(r"(?:turn|make) the (.+) (\w+)", text):
         if match[2] in COLOURS:
-            return Edit("recolour", _read_thing(match[1], instruction), match[2])
+            return Edit("recolour", read_thing(match[1], instruction), match[2])
         if match[2] in TEXTURES:
-            return Edit("retexture", _read_thing(match[1], instruction), match[2])
+            return Edit("retexture", read_thing(match[1], instruction), match[2])
     elif match := re.fullmatch(r"add (an? .+)", text):
-        return Edit("add", value=_read_thing(match[1], instruction))
+        return Edit("add", value=read_thing(match[1], instruction))
     elif match := re.fullmatch(r"remove the (.+)", text):
-        return Edit("remove", _read_thing(match[1], instruction))
+        return Edit("remove", read_thing(match[1], instruction))
     raise ValueError(f"cannot read the instruction '{instruction}'")
 
 
@@ -79,7 +79,7 @@ def find(scene: Scene, words: Words) -> int:
     """The index of the one thing that the words name. Raises ValueError when there is none, or more than one."""
     hits = [i for i, thing in enumerate(scene.things) if matches(thing, words)]
     if len(hits) != 1:
-        raise ValueError(f"'{_thing(words)}' names {len(hits)} things")
+        raise ValueError(f"'{write_thing(words)}' names {len(hits)} things")
     return hits[0]
 
 
@@ -104,7 +104,7 @@ def apply_edit(scene: Scene, edit: Edit, rng: np.random.Generator) -> Scene:
     if edit.kind == "style":
         return replace(scene, style=edit.value)
     if edit.kind == "add":
-        new = _compose_thing(edit.value, list(scene.things), len(scene.things) + 1, rng)
+        new = compose_thing(edit.value, list(scene.things), len(scene.things) + 1, rng)
         return replace(scene, things=(*scene.things, new))
     index = find(scene, edit.target)
     if edit.kind == "remove":

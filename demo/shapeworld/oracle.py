@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,6 +26,14 @@ SMALLEST = 60
 SURE = 0.6
 """Overlap with a shape's template below which the shape counts as unclear."""
 TEMPLATE = 48
+CELL = SIDE // PIXEL_GRID
+"""Side of a cell of the pixel style."""
+TUBE, SMALL = 0.24, 22.0
+"""Width of a neon tube in radii, for things of at most so many pixels from centre to edge; others have thin tubes."""
+CELLS = 17
+"""Side in cells of the window in which a small thing of the pixel style is compared; odd."""
+GROUNDS = BACKGROUNDS | STYLE_SURFACE
+DARK = ("neon", "black", "night", "chalk")
 NOISE = 0.12
 """Steps between neighbouring pixels below this are not edges."""
 
@@ -68,8 +77,11 @@ def look(picture: Image.Image | np.ndarray) -> Sight:
         solids, is_hollow = _solids(part, contrast)
         masks += solids
         hollow += [is_hollow] * len(solids)
-    things = sorted((_identify(mask, contrast, lab) for mask in masks), key=lambda seen: -seen.radius)
-    return Sight(tuple(things), _nearest(surface, BACKGROUNDS), _style(surface, rgb, hollow))
+    in_cells = _in_cells(rgb)
+    is_neon = bool(hollow) and np.mean(hollow) >= 0.5 and _nearest(surface, GROUNDS) in DARK
+    raw = np.linalg.norm(rgb2lab(rgb) - surface, axis=-1) if in_cells else None
+    things = sorted((_identify(mask, contrast, lab, raw, is_neon) for mask in masks), key=lambda seen: -seen.radius)
+    return Sight(tuple(things), _nearest(surface, BACKGROUNDS), _style(surface, in_cells, is_neon))
 
 
 def _pieces(mask: np.ndarray) -> list[np.ndarray]:
@@ -133,15 +145,22 @@ def _nearest(colour: np.ndarray, named: dict[str, tuple[int, int, int]]) -> str:
     return list(named)[int(np.linalg.norm(lab - colour, axis=-1).argmin())]
 
 
-def _identify(mask: np.ndarray, contrast: np.ndarray, lab: np.ndarray) -> Seen:
-    """Names the shape by its templates and the colour by a vote of its pixels, weighted by chroma."""
+def _identify(mask: np.ndarray, contrast: np.ndarray, lab: np.ndarray, raw: np.ndarray | None, is_tube: bool) -> Seen:
+    """Names the shape by its templates and the colour by a vote of its pixels, weighted by chroma.
+
+    `raw` is the contrast before the median filter, given for a picture in cells: there, small shapes are only a few
+    cells wide, and their corners are no dust.
+    """
     ys, xs = np.nonzero(mask)
     centre_y, centre_x = (ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2
     half = max(np.ptp(ys), np.ptp(xs)) / 2 + 0.5
-    grid = ((np.arange(TEMPLATE) + 0.5) / TEMPLATE * 2 - 1) * half
-    where = np.meshgrid(centre_y + grid, centre_x + grid, indexing="ij")
-    patch = ndimage.map_coordinates(_coverage(mask, contrast), where, order=1)
-    names, templates = _templates()
+    if raw is not None and half <= CELL * (CELLS // 2 - 1):
+        patch, (names, templates) = _cell_patch(mask, raw, centre_y, centre_x), _cell_templates()
+    else:
+        grid = ((np.arange(TEMPLATE) + 0.5) / TEMPLATE * 2 - 1) * half
+        where = np.meshgrid(centre_y + grid, centre_x + grid, indexing="ij")
+        patch = ndimage.map_coordinates(_coverage(mask, contrast), where, order=1)
+        names, templates = _templates(TUBE if is_tube and half < SMALL else 0.0)
     overlap = np.minimum(patch, templates).sum((1, 2)) / np.maximum(patch, templates).sum((1, 2))
     best = int(overlap.argmax())
     shape = names[best] if overlap[best] >= SURE else None
@@ -160,35 +179,74 @@ def _coverage(mask: np.ndarray, contrast: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _templates() -> tuple[list[str], np.ndarray]:
-    """Shape names [T] and coverages [T, 48, 48] of every shape at several angles, fitted to their bounding boxes."""
+def _templates(tube: float = 0.0) -> tuple[list[str], np.ndarray]:
+    """Shape names [T] and coverages [T, 48, 48] of every shape at several angles, fitted to their bounding boxes.
+
+    `tube` is the width of a line around each shape, in radii.
+    """
     names, masks, fine = [], [], 4 * TEMPLATE
     for shape in SHAPES:
         for angle in (0,) if shape == "circle" else range(-12, 13, 4):
             points = outline(shape, angle)
             low, high = points.min(0), points.max(0)
-            points = (points - (low + high) / 2) / (high - low).max() * fine + fine / 2
+            scale = fine / ((high - low).max() + tube)
+            corners = [tuple(p) for p in (points - (low + high) / 2) * scale + fine / 2]
             image = Image.new("L", (fine, fine))
-            ImageDraw.Draw(image).polygon([tuple(p) for p in points], fill=255)
+            ImageDraw.Draw(image).polygon(corners, fill=255)
+            if tube:
+                line = [*corners, *corners[:2]]
+                ImageDraw.Draw(image).line(line, fill=255, width=round(tube * scale), joint="curve")
             names.append(shape)
             masks.append(np.asarray(image.reduce(4), np.float64) / 255)
     return names, np.stack(masks)
 
 
-def _style(surface: np.ndarray, rgb: np.ndarray, hollow: list[bool]) -> str:
-    """Neon things are hollow on a dark ground, chalk lies on its board, pixels step on a grid; else flat."""
-    ground = _nearest(surface, BACKGROUNDS | STYLE_SURFACE)
-    if ground in ("neon", "black", "night", "chalk") and hollow and np.mean(hollow) >= 0.5:
-        return "neon"
-    if ground == "chalk":
-        return "chalk"
-    cell, on, off = SIDE // PIXEL_GRID, 0.0, 0.0
+def _cell_patch(mask: np.ndarray, raw: np.ndarray, centre_y: float, centre_x: float) -> np.ndarray:
+    """Coverage [17, 17] of the cells around the one that holds the thing's centre."""
+    cover = _coverage(ndimage.binary_dilation(mask), raw)
+    cells = cover.reshape(PIXEL_GRID, CELL, PIXEL_GRID, CELL).mean((1, 3))
+    cells[ndimage.binary_erosion(cells > 0.3)] = 1
+    cells = np.pad(cells, CELLS // 2)
+    top, left = int((centre_y + 0.5) // CELL), int((centre_x + 0.5) // CELL)
+    return cells[top : top + CELLS, left : left + CELLS]
+
+
+@cache
+def _cell_templates() -> tuple[list[str], np.ndarray]:
+    """Shape names [T] and coverages [T, 17, 17] of small shapes as the pixel style draws them: by angle, radius in
+    cells, and place inside a cell."""
+    names, masks, places = [], [], (np.arange(4) - 1.5) / 4
+    for shape in SHAPES:
+        for angle in (0,) if shape == "circle" else (-8, 0, 8):
+            points = outline(shape, angle)
+            points = points - (points.min(0) + points.max(0)) / 2
+            for radius, x, y in itertools.product(np.arange(2, CELLS / 2 - 1, 0.25), places, places):
+                image = Image.new("L", (CELLS * 4, CELLS * 4))
+                corners = (points * radius + np.array([x, y]) + CELLS / 2) * 4
+                ImageDraw.Draw(image).polygon([tuple(p) for p in corners], fill=255)
+                names.append(shape)
+                masks.append(np.asarray(image.reduce(4), np.float32) / 255)
+    return names, np.stack(masks)
+
+
+def _in_cells(rgb: np.ndarray) -> bool:
+    """Whether the steps between neighbouring pixels lie on the grid of the pixel style."""
+    on, off = 0.0, 0.0
     for axis in (0, 1):
         step = np.abs(np.diff(rgb, axis=axis)).max(2)
         edges = np.where(step > NOISE, step, 0).mean(1 - axis)
-        on += edges[cell - 1 :: cell].mean()
-        off += np.delete(edges, np.s_[cell - 1 :: cell]).mean()
-    return "pixel" if on > 2.2 * off else "flat"
+        on += edges[CELL - 1 :: CELL].mean()
+        off += np.delete(edges, np.s_[CELL - 1 :: CELL]).mean()
+    return on > 2.2 * off
+
+
+def _style(surface: np.ndarray, in_cells: bool, is_neon: bool) -> str:
+    """Neon things are hollow on a dark ground, chalk lies on its board, pixels step on a grid; else flat."""
+    if is_neon:
+        return "neon"
+    if _nearest(surface, GROUNDS) == "chalk":
+        return "chalk"
+    return "pixel" if in_cells else "flat"
 
 
 def agrees(seen: Seen, words: Words) -> bool:

@@ -17,7 +17,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (135, 60, 175),
     "pink": (245, 130, 185),
 }
-SIZES: dict[str, tuple[float, float]] = {"small": (0.10, 0.13), "medium": (0.16, 0.20), "large": (0.24, 0.30)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.13, 0.16), "medium": (0.20, 0.24), "large": (0.29, 0.36)}
 TEXTURES = ("plain", "striped", "dotted", "shiny")
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 242),

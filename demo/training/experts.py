@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from assemble import EXPERTS
 from torch.nn.utils import parametrize
 
 from .host import device
@@ -13,8 +14,8 @@ from .text import Tokens
 from .unet import TinySD, alphas, make_pictures, velocity_loss
 
 RANK, STEPS, BATCH, PEAK, PICTURES = 12, 1000, 16, 1e-3, 2000
-EXPERTS = {"chalk": 31, "neon": 32, "pixel": 33}
-"""The styles that have an expert, with each one's seed."""
+SEED = 31
+"""Of the first expert; each next one has the next number."""
 
 
 class LowRank(torch.nn.Module):
@@ -49,7 +50,7 @@ def train_expert(style: str, work: Path, steps: int = STEPS) -> dict[str, torch.
 
     Returns `{layer}.up` [out, rank] and `{layer}.down` [rank, in * kernel] for each layer of the UNet.
     """
-    seed = EXPERTS[style]
+    seed = SEED + EXPERTS.index(style)
     tokens = Tokens()
     torch.manual_seed(seed)
     model = load_base(work, len(tokens)).requires_grad_(False)

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import torch
+from assemble import EXPERTS
 from safetensors.torch import save_file
 
 from . import experts, unet, vae
-from .experts import EXPERTS, train_expert
+from .experts import train_expert
 from .loop import draw_curve
 from .text import Tokens
 from .unet import train_unet
