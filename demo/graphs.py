@@ -77,10 +77,10 @@ def _feedback(vae: list[Any], model: list[Any], clip: list[Any], x: int) -> Grap
         "liked": _node("LoadImage", "Liked", (x, 0), image="example.png"),
         "disliked": _node("LoadImage", "Disliked", (x, 380), image="example.png"),
         "feedback": _node(
-            "AtelierFeedbackFromImages", "Feedback", (x + 320, 0), liked=["liked", 0], disliked=["disliked", 0]
+            "AtelierFeedbackFromImages", "Feedback", (x + 400, 0), liked=["liked", 0], disliked=["disliked", 0]
         ),
         "fabric": _node(
-            "AtelierFabric", "FABRIC", (x + 320, 160), model=model, clip=clip, vae=vae, feedback=["feedback", 0],
+            "AtelierFabric", "FABRIC", (x + 400, 220), model=model, clip=clip, vae=vae, feedback=["feedback", 0],
             weight=0.8, negative_scale=0.5, start_percent=0.0, end_percent=0.5, weight_outside=0.0,
         ),
     }  # fmt: skip
@@ -89,28 +89,28 @@ def _feedback(vae: list[Any], model: list[Any], clip: list[Any], x: int) -> Grap
 def _decode(vae: list[Any], x: int) -> Graph:
     return {
         "decode": _node("VAEDecode", "Decode", (x, 0), samples=["sample", 0], vae=vae),
-        "save": _node("SaveImage", "Pictures", (x, 120), images=["decode", 0], filename_prefix="Atelier"),
+        "save": _node("SaveImage", "Pictures", (x, 200), images=["decode", 0], filename_prefix="Atelier"),
     }
 
 
 def _wish_to_picture() -> Graph:
-    return _route() | {"sample": _sampler(["route", 0], 1, (1320, 0))} | _decode(["route", 2], 1680)
+    return _route() | {"sample": _sampler(["route", 0], 1, (1320, 0))} | _decode(["route", 2], 1720)
 
 
 def _wish_with_feedback() -> Graph:
     graph = _route() | _feedback(["route", 2], ["route", 0], ["route", 1], 1320)
-    return graph | {"sample": _sampler(["fabric", 0], 2, (2000, 0))} | _decode(["route", 2], 2360)
+    return graph | {"sample": _sampler(["fabric", 0], 2, (2120, 0))} | _decode(["route", 2], 2520)
 
 
 def _fabric_feedback() -> Graph:
     graph = {
         "checkpoint": _node("CheckpointLoaderSimple", "Checkpoint", (0, 0), ckpt_name=USER_CHECKPOINT),
-        "positive": _node("CLIPTextEncode", "Prompt", (360, 0), text="a star", clip=["checkpoint", 1]),
-        "negative": _node("CLIPTextEncode", "Negative", (360, 220), text="", clip=["checkpoint", 1]),
-        "size": _node("EmptyLatentImage", "Size", (360, 440), width=512, height=512, batch_size=4),
+        "positive": _node("CLIPTextEncode", "Prompt", (400, 0), text="a star", clip=["checkpoint", 1]),
+        "negative": _node("CLIPTextEncode", "Negative", (400, 220), text="", clip=["checkpoint", 1]),
+        "size": _node("EmptyLatentImage", "Size", (400, 440), width=512, height=512, batch_size=4),
     }
     graph |= _feedback(["checkpoint", 2], ["checkpoint", 0], ["checkpoint", 1], 800)
-    return graph | {"sample": _sampler(["fabric", 0], 2, (1480, 0))} | _decode(["checkpoint", 2], 1840)
+    return graph | {"sample": _sampler(["fabric", 0], 2, (1600, 0))} | _decode(["checkpoint", 2], 2000)
 
 
 TEMPLATES = {
