@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,12 +36,24 @@ def vae_psnr(checkpoint: Checkpoint, count: int) -> list[float]:
     return (-10 * torch.log10(error)).tolist()
 
 
-def draw_one_object(checkpoint: Checkpoint, count: int) -> tuple[list[bool], list[bool], torch.Tensor]:
-    """Colour hits, shape hits and the pictures of one-object prompts."""
-    prompts = one_object_prompts(count)
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures [N, 128, 128, 3] of one-object prompts of a style, and which show the colour, the shape, and all of
+    colour, shape and style that were asked for."""
+
+    pictures: torch.Tensor
+    colour: list[bool]
+    shape: list[bool]
+    everything: list[bool]
+
+
+def draw_one_object(checkpoint: Checkpoint, style: str, count: int) -> Drawn:
+    prompts = one_object_prompts(count, style)
     pictures = checkpoint.draw([text for text, _ in prompts], HELD_OUT)
     pairs = [(largest(p.numpy()), d.things[0]) for p, (_, d) in zip(pictures, prompts, strict=True)]
-    return [s.colour == a.colour for s, a in pairs], [s.shape == a.shape for s, a in pairs], pictures
+    colour, shape = [s.colour == a.colour for s, a in pairs], [s.shape == a.shape for s, a in pairs]
+    styles = [look(picture.numpy()).style == style for picture in pictures]
+    return Drawn(pictures, colour, shape, [all(hits) for hits in zip(colour, shape, styles, strict=True)])
 
 
 def draw_dense(checkpoint: Checkpoint, count: int) -> tuple[list[bool], torch.Tensor]:
@@ -49,18 +62,6 @@ def draw_dense(checkpoint: Checkpoint, count: int) -> tuple[list[bool], torch.Te
     pictures = checkpoint.draw([text for text, _ in prompts], HELD_OUT)
     hits = [bound(picture.numpy(), d) for picture, (_, d) in zip(pictures, prompts, strict=True)]
     return [hit for row in hits for hit in row], pictures
-
-
-def all_right(checkpoint: Checkpoint, style: str, count: int) -> tuple[list[bool], torch.Tensor]:
-    """One-object prompts of a style: are colour, shape and style all as asked?"""
-    prompts = one_object_prompts(count, style)
-    pictures = checkpoint.draw([text for text, _ in prompts], HELD_OUT + 7)
-    hits = []
-    for picture, (_, d) in zip(pictures, prompts, strict=True):
-        seen, asked = largest(picture.numpy()), d.things[0]
-        right = (seen.colour, seen.shape) == (asked.colour, asked.shape)
-        hits.append(right and look(picture.numpy()).style == style)
-    return hits, pictures
 
 
 def fabric(checkpoint: Checkpoint, count: int, colours: tuple[str, ...]) -> tuple[list[bool], list[bool], torch.Tensor]:
@@ -123,31 +124,32 @@ def measure(n: int, progress: Callable[[dict[str, Figure]], None], draw: bool) -
     note(oracle_clean=share(oracle_hits(n, False)), oracle_noisy=share(oracle_hits(n, True)))
     base = load_checkpoint("base")
     note(vae_psnr_db=mean(vae_psnr(base, n), "dB"))
-    colour, shape, pictures = draw_one_object(base, n)
-    note(base_colour=share(colour), base_shape=share(shape))
+    flat = draw_one_object(base, "flat", n)
+    note(base_colour=share(flat.colour), base_shape=share(flat.shape), base_flat=share(flat.everything))
     found, dense = draw_dense(base, n)
     note(base_dense_binding=share(found))
-    base_flat, _ = all_right(base, "flat", n)
-    note(base_flat=share(base_flat))
     gains, losses, experts = [], [], []
     for style in EXPERTS:
         expert = load_checkpoint(style)
-        (own, drawn), (base_own, base_drawn), (flat, _) = (
-            all_right(expert, style, n),
-            all_right(base, style, n),
-            all_right(expert, "flat", n),
+        own, without = draw_one_object(expert, style, n), draw_one_object(base, style, n)
+        elsewhere = draw_one_object(expert, "flat", n).everything
+        gains.append(gain(own.everything, without.everything))
+        losses.append(gain(flat.everything, elsewhere))
+        experts += [without.pictures[:8], own.pictures[:8]]
+        note(
+            **{
+                f"{style}_own": share(own.everything),
+                f"base_{style}": share(without.everything),
+                f"{style}_flat": share(elsewhere),
+            }
         )
-        note(**{f"{style}_own": share(own), f"base_{style}": share(base_own), f"{style}_flat": share(flat)})
-        gains.append(gain(own, base_own))
-        losses.append(gain(base_flat, flat))
-        experts += [base_drawn[:8], drawn[:8]]
     note(expert_gain_min=single(min(gains), "points", n), expert_loss_min=single(min(losses), "points", n))
     before, after, steered = fabric(base, max(12, n * 48 // 200), ("red", "blue", "green", "yellow"))
     note(fabric_round1=share(before), fabric_round2=share(after))
     if draw:
         SHEETS.mkdir(exist_ok=True)
         for name, tensor in (
-            ("base", pictures[:32]),
+            ("base", flat.pictures[:32]),
             ("dense", dense[:32]),
             ("experts", torch.cat(experts)),
             ("fabric", steered),
