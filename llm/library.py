@@ -1,194 +1,172 @@
-"""What models are installed, read from their files' headers.
+"""What models are installed, and what is known of each.
 
-A safetensors header holds free text under `__metadata__`. Read from it are the `modelspec.*` keys
-(Stability AI's Model Metadata Standard), kohya's `ss_tag_frequency`, and `atelier.example_prompts`,
-a JSON list of prompts that show what the model is for. No tensor is read. A file of another format
-has no header: it is described by its name.
+Three sources, the first that has a thing winning: the user's edits (`library_edits`), the file's own header
+(`headers`), the files beside it (`sidefiles`). After the edits, by field:
+
+- title: `modelspec.title`; side files; `ss_output_name` and then the file's name, in words;
+- description: `modelspec.description`; side files;
+- tags: `modelspec.tags`; side files; `ss_tag_frequency`, which tells what was trained on, not what it is for;
+- trigger words: `modelspec.trigger_phrase`; side files;
+- usage hint: `modelspec.usage_hint`; side files;
+- example prompts: `atelier.example_prompts`; side files;
+- family: `modelspec.architecture`, `ss_base_model_version`, the tensors; side files. A header mostly names the
+  architecture, so the first of side files, `ss_sd_model_name` and the file's name may narrow it, `sdxl` to `pony`;
+- negative, strength: side files, because headers have no field for them.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import re
-from collections import Counter
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-_LONGEST = 1000
-"""Characters kept of one description: encoders read about as much, and some files carry whole web pages."""
+from .families import architecture, compatible, family_of, fit, narrowed
+from .headers import Header, read_header
+from .library_cache import Cache, cache_key, open_cache
+from .library_edits import Edits, read_edits
+from .library_files import Folders, ModelFiles
+from .records import Kind, Library, ModelRecord, clean, in_words, name_in_words, split
+from .sidefiles import SideText, plain_text, read_side_files
+from .tags import ANY_STYLE, STYLE_WORDS, json_value, sort_tags, training_tags
 
-_TRAINING_TAGS = 12
-"""Tags kept of `ss_tag_frequency`, the most frequent first: the long tail says little about a model."""
+__all__ = [
+    "ANY_STYLE",
+    "STYLE_WORDS",
+    "Kind",
+    "Library",
+    "ModelRecord",
+    "compatible",
+    "fingerprint",
+    "fit",
+    "name_in_words",
+    "record",
+    "scan",
+]
+
+Locate = Callable[[str], str | None]
+
+_MOST_EXAMPLES = 100
 
 
-@dataclass(frozen=True)
-class ModelRecord:
-    """One installed model.
+def scan(names: Iterable[str], locate: Locate, kind: Kind = "checkpoint", folder: Path | None = None) -> Library:
+    """Read the records of `names`, sorted by name.
 
-    `name` is the host's name of the file: relative to its models folder, with the host's separators.
-    `style_tags` and `subject_tags` are lower-case. `notes` says what in the header could not be read.
+    Args:
+        names: the host's names of the files of one kind.
+        locate: gives a name's full path, or None when the file is gone.
+        kind: what the files are.
+        folder: where the user's edits are and the cache is kept. Without one there are no edits, and the cache is
+            in memory alone.
+
+    A file that is gone, unreadable or damaged is skipped with the reason; it never raises. A file with two names,
+    such as one in a folder that links to itself, is listed once, under the shorter name.
     """
-
-    name: str
-    title: str = ""
-    description: str = ""
-    subject_tags: tuple[str, ...] = ()
-    style_tags: tuple[str, ...] = ()
-    trigger_words: tuple[str, ...] = ()
-    usage_hint: str = ""
-    example_prompts: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def classified(self) -> bool:
-        """Whether the model has any tag to place it by."""
-        return bool(self.subject_tags or self.style_tags)
-
-
-@dataclass(frozen=True)
-class Library:
-    """The models that can be chosen, by name, and the files that cannot, with the reason."""
-
-    models: tuple[ModelRecord, ...]
-    skipped: Mapping[str, str]
-
-
-def scan(names: Iterable[str], locate: Callable[[str], str | None]) -> Library:
-    """Read the records of `names`; `locate` gives a name's full path, or None when the file is gone.
-
-    A file that is gone, unreadable or damaged is skipped with the reason; it never raises.
-    """
+    cache, edits, folders = open_cache(folder), read_edits(folder), Folders()
     models: list[ModelRecord] = []
     skipped: dict[str, str] = {}
-    for name in sorted(names):
-        path = locate(name)
+    seen: dict[tuple[int, int], str] = {}
+    for name in sorted(names, key=lambda name: (len(PureWindowsPath(name).parts), name)):
         try:
-            if path is None:
-                raise FileNotFoundError("the file is gone")
-            stat = Path(path).stat()
-            metadata = _metadata(path, stat.st_size, stat.st_mtime_ns)
+            files = _look(name, locate, folders)
+            first = seen.get(files.identity) if files.identity[1] else None
+            if first is not None:
+                raise ValueError(f"it is the same file as {first}")
+            models.append(_known(name, kind, files, cache, edits))
         except (OSError, SafetensorError, ValueError) as error:
-            skipped[name] = str(error) or type(error).__name__
+            skipped[_writable(name)] = _reason(error)
         else:
-            models.append(record(name, metadata))
-    return Library(tuple(models), skipped)
+            seen[files.identity] = name
+    cache.save()
+    models.sort(key=lambda model: model.name)
+    return Library(tuple(models), dict(sorted(skipped.items())), edits.notes)
 
 
-@functools.lru_cache(maxsize=4096)
-def _metadata(path: str, size: int, mtime_ns: int) -> Mapping[str, str]:
-    """The text in a file's header. The size and time are there so that a changed file is read again."""
-    if not path.lower().endswith((".safetensors", ".sft")):
-        return {}
-    with safe_open(path, framework="numpy") as file:
-        return file.metadata() or {}
+def fingerprint(names: Iterable[str], locate: Locate, folder: Path | None = None) -> str:
+    """A text that changes when `scan` may give something else: by files, side files, previews or the user's edits.
+
+    It reads no file but the edits, and never raises.
+    """
+    folders = Folders()
+    state = hashlib.sha256()
+    for name in sorted(names):
+        try:
+            seen = _look(name, locate, folders).state
+        except (OSError, ValueError) as error:
+            seen = _reason(error)
+        state.update(f"{_writable(name)}\n{seen}\n".encode())
+    state.update(repr(read_edits(folder)).encode("utf-8", "backslashreplace"))
+    return state.hexdigest()
 
 
 def record(name: str, metadata: Mapping[str, str]) -> ModelRecord:
-    """Make a record of a header's text. What cannot be read is left out and noted."""
-    notes: list[str] = []
-    examples = _json(metadata, "atelier.example_prompts", list, notes)
-    subjects, styles = _tags(metadata, notes)
+    """Make a record of a header's text alone. What cannot be read is left out and noted."""
+    return _merge(name, "checkpoint", Header(metadata), SideText(), None)
+
+
+def _look(name: str, locate: Locate, folders: Folders) -> ModelFiles:
+    if _writable(name) != name:
+        raise ValueError("its name is not valid Unicode: rename it")
+    path = locate(name)
+    if path is None:
+        raise FileNotFoundError
+    return folders.look(path)
+
+
+def _known(name: str, kind: Kind, files: ModelFiles, cache: Cache, edits: Edits) -> ModelRecord:
+    """The record from the cache or from the files, with the user's edits."""
+    key = cache_key(kind, files.path)
+    found = cache.get(key, files.state)
+    if found is None or found.name != name:
+        found = _merge(name, kind, read_header(files.path), read_side_files(files.side_files), files.preview)
+        cache.put(key, files.state, found)
+    return edits.apply(found)
+
+
+def _merge(name: str, kind: Kind, header: Header, side: SideText, preview: str | None) -> ModelRecord:
+    text, notes = header.text, list(side.notes)
+    tags = split(text.get("modelspec.tags", "")) or side.tags
+    if not tags:
+        tags = training_tags(text.get("ss_tag_frequency", ""), notes)
+    sorted_tags = sort_tags(tags)
+    examples = json_value(text.get("atelier.example_prompts", ""), "atelier.example_prompts", list, notes)
+    title = clean(text.get("modelspec.title", "")) or side.title or in_words(text.get("ss_output_name", ""))
     return ModelRecord(
         name=name,
-        title=metadata.get("modelspec.title", "").strip() or name_in_words(name),
-        description=metadata.get("modelspec.description", "").strip()[:_LONGEST],
-        subject_tags=subjects,
-        style_tags=styles,
-        trigger_words=_split(metadata.get("modelspec.trigger_phrase", "")),
-        usage_hint=metadata.get("modelspec.usage_hint", "").strip()[:_LONGEST],
-        example_prompts=tuple(str(prompt)[:_LONGEST] for prompt in examples),
+        title=title or name_in_words(name),
+        description=plain_text(text.get("modelspec.description", "")) or side.description,
+        subject_tags=sorted_tags.subjects,
+        style_tags=sorted_tags.styles,
+        trigger_words=split(text.get("modelspec.trigger_phrase", "")) or side.trigger_words,
+        usage_hint=clean(text.get("modelspec.usage_hint", "")) or side.usage_hint,
+        example_prompts=tuple(clean(str(prompt)) for prompt in examples[:_MOST_EXAMPLES]) or side.example_prompts,
+        kind=kind,
+        family=_family(name, header, side, notes),
+        tags=sorted_tags.all,
+        strength=side.strength if kind == "lora" else None,
+        negative=side.negative,
+        preview=preview,
         notes=tuple(notes),
     )
 
 
-def name_in_words(name: str) -> str:
-    """A file's name as words: `anime\\pixelArt_v2.safetensors` → "pixel Art v2"."""
-    stem = PureWindowsPath(name).stem
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem)
-    return re.sub(r"[\W_]+", " ", spaced).strip() or stem
+def _family(name: str, header: Header, side: SideText, notes: list[str]) -> str:
+    said = family_of(side.base_model)
+    if not header.family:
+        return narrowed(said, (name,))
+    if said and architecture(said) != architecture(header.family):
+        notes.append(f"the file is for {header.family}, but a file beside it says {side.base_model}")
+    return narrowed(header.family, (side.base_model, header.text.get("ss_sd_model_name", ""), name))
 
 
-def _json(metadata: Mapping[str, str], key: str, kind: type, notes: list[str]) -> list | dict:
-    """The JSON under a key, or an empty one of its kind."""
-    try:
-        value = json.loads(metadata.get(key) or "null")
-    except (ValueError, RecursionError):
-        value = metadata[key]
-    if value is None:
-        return kind()
-    if not isinstance(value, kind):
-        notes.append(f"{key} is not a JSON {'list' if kind is list else 'object'}")
-        return kind()
-    return value
+def _writable(name: str) -> str:
+    """A name that can be saved. One that is no Unicode is shown with its bytes as `\\udcff`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _tags(metadata: Mapping[str, str], notes: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The subject tags and the style tags of a header.
-
-    `subject:` and `style:` say which it is; a plain tag is a style if one of its words is in `STYLE_WORDS`.
-    A tag of `ALL_ROUND_TAGS` stands for `ANY_STYLE`.
-    """
-    tags = list(_split(metadata.get("modelspec.tags", "")))
-    if not tags:
-        counts: Counter[str] = Counter()
-        for folder in _json(metadata, "ss_tag_frequency", dict, notes).values():
-            if isinstance(folder, dict):
-                counts.update({tag: n for tag, n in folder.items() if isinstance(n, int)})
-        tags = [tag.strip() for tag, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-        tags = tags[:_TRAINING_TAGS]
-    subjects, styles = [], []
-    for tag in (tag.casefold() for tag in tags):
-        level, colon, label = tag.partition(":")
-        label = label.strip()
-        if tag in ALL_ROUND_TAGS:
-            styles.append(ANY_STYLE)
-        elif colon and level.strip() in ("subject", "style"):
-            (subjects if level.strip() == "subject" else styles).append(label)
-        elif STYLE_WORDS & set(re.findall(r"\w+", tag)):
-            styles.append(tag)
-        else:
-            subjects.append(tag)
-    return _unique(subjects), _unique(styles)
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return _unique(part.strip() for part in re.split(r"[,;\n]", text))
-
-
-def _unique(texts: Iterable[str]) -> tuple[str, ...]:
-    """The texts that are not empty, each once, in their first order."""
-    return tuple(dict.fromkeys(text for text in texts if text))
-
-
-ANY_STYLE = "any style"
-"""The style of a model that is not tied to one: the choice for a wish that names no style."""
-
-ALL_ROUND_TAGS = frozenset(
-    (
-        ANY_STYLE,
-        "style:any",
-        "all-round",
-        "all round",
-        "base",
-        "base model",
-        "general",
-        "general purpose",
-        "versatile",
-    )
-)
-
-_STYLE_WORDS_LISTED = """
-2d 3d 8bit abstract analog anime art artistic baroque cartoon chalk charcoal cinematic comic cubism
-cyberpunk digital drawing fantasy film flat gothic graffiti illustration impressionism impressionist ink
-isometric line lineart lowpoly manga minimalist mosaic neon noir oil painterly painting papercut pastel
-pencil photo photographic photography photorealism photorealistic pixel pixelart pop poster realism
-realistic render retro sculpture semirealistic sketch stylised stylized surreal surrealism vaporwave
-vector vintage voxel watercolor watercolour woodcut
-"""
-
-STYLE_WORDS = frozenset(_STYLE_WORDS_LISTED.split())
-"""Words by which a plain tag is taken for a style; any other plain tag is a subject."""
+def _reason(error: Exception) -> str:
+    """Why a file is skipped, without its path."""
+    if isinstance(error, FileNotFoundError):
+        return "the file is gone"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
