@@ -29,11 +29,10 @@ from .library_edits import Edits, read_edits
 from .library_files import Folders, ModelFiles
 from .records import Kind, Library, ModelRecord, clean, in_words, name_in_words, split
 from .sidefiles import SideText, plain_text, read_side_files
-from .tags import ANY_STYLE, STYLE_WORDS, json_value, sort_tags, training_tags
+from .tags import ANY_STYLE, json_value, sort_tags, training_tags
 
 __all__ = [
     "ANY_STYLE",
-    "STYLE_WORDS",
     "Kind",
     "Library",
     "ModelRecord",

@@ -703,6 +703,30 @@ def test_two_servers_share_a_cache(place: Place, reads: list[str]) -> None:
     assert [path.name for path in place.user.iterdir()] == [CACHE_FILE]
 
 
+def test_two_servers_writing_at_once_never_leave_half_a_file(place: Place) -> None:
+    import threading
+
+    path = place.model("a.safetensors")
+    key = library_cache.cache_key("checkpoint", str(path))
+
+    def write(server: int) -> None:
+        cache = library_cache.Cache(place.user)
+        for i in range(20):
+            cache.put(key, f"state {server} {i}", ModelRecord("a.safetensors", description="long " * 20_000))
+            cache.save()
+
+    servers = [threading.Thread(target=write, args=(i,)) for i in range(2)]
+    for server in servers:
+        server.start()
+    seen = 0
+    while any(server.is_alive() for server in servers):
+        if (place.user / CACHE_FILE).exists():
+            assert json.loads((place.user / CACHE_FILE).read_bytes())["entries"][key]["record"]["name"] == path.name
+            seen += 1
+    assert seen
+    assert [file.name for file in place.user.iterdir()] == [CACHE_FILE]
+
+
 def test_models_that_are_gone_leave_the_cache(place: Place) -> None:
     path = place.model("a.safetensors")
     place.scan()
