@@ -100,9 +100,26 @@ def load_encoder() -> Encoder:
     return MiniLMEncoder()
 
 
-@functools.lru_cache(maxsize=2048)
-def embed(encoder: Encoder, texts: tuple[str, ...]) -> np.ndarray:
-    """`encoder.encode`, remembered for the lists of texts that came last. The array is read-only."""
-    vectors = encoder.encode(texts)
+REMEMBERED = 20_000
+"""Texts whose vectors are kept: those of 2,000 models with ten texts each. MiniLM's take 30 MB."""
+
+
+def embed(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """`encoder.encode`, where only texts that were not seen lately are encoded. The array is read-only."""
+    known = _known(encoder)
+    found = {text: known.get(text) for text in texts}
+    new = [text for text, vector in found.items() if vector is None]
+    if new:
+        found.update(zip(new, encoder.encode(new), strict=True))
+        known.update((text, found[text]) for text in new)
+        for text in list(known)[: max(0, len(known) - REMEMBERED)]:
+            known.pop(text, None)
+    vectors = np.stack([found[text] for text in texts]) if len(texts) else encoder.encode(())
     vectors.flags.writeable = False
     return vectors
+
+
+@functools.lru_cache(maxsize=4)
+def _known(encoder: Encoder) -> dict[str, np.ndarray]:
+    """The vectors of one encoder, the oldest first."""
+    return {}

@@ -1,52 +1,81 @@
-"""A tree of the installed models, and the walk down it that picks one for a wish.
+"""The model tree: subjects, below them styles, below them models; and its form as JSON that a person can edit.
 
-After DiffusionGPT (arXiv 2401.10061, sections 3.2 and 3.3): subjects, below them styles, below them
-models. There a language model builds the tree and walks it. Here the models' own tags build it, and the
-walk goes by sentence similarity, so it needs no language model and always gives the same answer.
+After DiffusionGPT (arXiv 2401.10061, section 3.2). A `ModelTree` names models by key and can be saved. `bind` puts
+the records of a library into it and gives the `Node`s that the search walks; a model that the tree does not know
+goes to the unclassified leaf, so that every model can be reached.
 
-A level is decided by what the wish names. Every run of up to four words of the wish is compared with
-the labels of every child, because the few words that name a style drown in the rest of a sentence. A child
-is *evoked* if its best run reaches the encoder's bar. The evoked children near the best are opened. If a
-wish names no style, the models of any style are meant. If it names nothing, everything stays open, so no
-model is lost by a doubtful step.
+The JSON form, with `labels`, `made_by` and `placed` optional:
 
-The models in the opened leaves are compared with the whole wish: the nearest is the one whose description,
-tags and example prompts have the mean with the least distance to the wish. A model with many different
-examples has a short mean, near to everything; that is the right prior for an all-round model.
+    {"format": 1,
+     "subjects": [{"name": "people", "labels": ["girl", "portrait"],
+                   "styles": [{"name": "anime", "labels": ["manga"],
+                               "models": ["a.safetensors", "lora:b.safetensors"]}]}],
+     "unclassified": ["c.ckpt"],
+     "made_by": "all-MiniLM-L6-v2",
+     "placed": {"a.safetensors": "5f0c…"}}
+
+A model's key is the host's name of its file, after `lora:` for a LoRA. `labels` are words that lead to a branch
+besides its name. `placed` says by which tags a model was placed, so that one whose tags changed is placed anew.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+import functools
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PureWindowsPath
+from typing import Any, Literal
 
-import numpy as np
+from .library import ANY_STYLE, ModelRecord, name_in_words
 
-from .embeddings import INSTALL_HINT, Encoder, LexicalEncoder, embed
-from .library import ANY_STYLE, Library, ModelRecord, name_in_words
+MODEL_TREE_TYPE = "ATELIER_MODEL_TREE"
+"""Name of the socket that carries a `ModelTree`."""
 
 ANY_SUBJECT = "any subject"
 UNCLASSIFIED = "unclassified"
 
-BEAM = 0.05
-"""Evoked children this near to the best one are opened with it."""
+_LABELS = 64
+"""Labels that a branch is compared by, at most: its own, then those of its models."""
 
-MARGIN = 0.01
-"""A lead over the runner-up below this is no decision: two wordings of one wish differ by as much."""
 
-_LONGEST_RUN = 4
-_WORDS_AT_EACH_END = 60
-"""Of a longer wish, only so many words from its start and its end are looked at one run at a time."""
+class TreeError(ValueError):
+    """A tree that cannot be used. The text names the place and says what to do."""
 
-_EMPTY_WORDS_LISTED = """
-a an and as at be by create draw drawing drawn for from generate give i image in is it its like make me
-my of on or picture see show that the this to want with
-"""
 
-_EMPTY_WORDS = frozenset(_EMPTY_WORDS_LISTED.split())
-"""No run of words starts or ends with these: they name nothing, and "draw" is not yet "drawn in chalk"."""
+@dataclass(frozen=True)
+class Style:
+    """A leaf of the saved tree. `models` are keys."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str
+    models: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str
+    styles: tuple[Style, ...]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelTree:
+    """The saved tree. A model may stand in several leaves. `made_by` names the encoder or LLM that sorted it."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    subjects: tuple[Subject, ...]
+    unclassified: tuple[str, ...] = ()
+    made_by: str = ""
+    placed: Mapping[str, str] = field(default_factory=dict)
+    format: Literal[1] = 1
 
 
 @dataclass(frozen=True)
@@ -59,56 +88,17 @@ class Node:
     models: tuple[ModelRecord, ...] = ()
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The model picked, why in a sentence or two, and the whole evidence as plain JSON data."""
-
-    model: ModelRecord
-    reason: str
-    trace: dict[str, Any]
+def model_key(model: ModelRecord) -> str:
+    """What a tree calls a model: the host's name of its file, with the kind before it unless it is a checkpoint."""
+    return model.name if model.kind == "checkpoint" else f"{model.kind}:{model.name}"
 
 
-def build_tree(models: Sequence[ModelRecord]) -> Node:
-    """Subjects, then styles, then models, each sorted by name. A model stands under each of its tags."""
-    tagged = [model for model in models if model.classified]
-    subjects = sorted({subject for model in tagged for subject in _subjects(model)})
-    children = [
-        _subject_node(subject, [m for m in tagged if subject in _subjects(m)]) for subject in subjects
-    ]
-    untagged = _by_name(model for model in models if not model.classified)
-    if untagged:
-        names = tuple(name_in_words(model.name) for model in untagged)
-        children.append(Node(UNCLASSIFIED, labels=names, models=untagged))
-    return Node("models", children=tuple(children))
-
-
-def choose(library: Library, wish: str, encoder: Encoder, fallback: ModelRecord | None = None) -> Choice:
-    """Pick the model that suits the wish best, or the fallback when the best has no clear lead.
-
-    Raises ValueError for an empty wish or an empty library.
-    """
-    if not wish.strip():
-        raise ValueError("The wish is empty. Write what you want to see.")
-    if not library.models:
-        raise ValueError("There is no model to choose from.")
-    steps: list[dict[str, Any]] = []
-    leaves = _walk(build_tree(library.models), word_runs(wish), encoder, steps)
-    candidates = {model.name: model for leaf in leaves for model in leaf.models}
-    scores = {name: nearness(wish, model, encoder) for name, model in candidates.items()}
-    ranked = sorted(scores, key=lambda name: (-scores[name], name))
-    model, why = candidates[ranked[0]], _lead(ranked, scores)
-    if len(ranked) > 1 and scores[ranked[0]] - scores[ranked[1]] < MARGIN:
-        model, why = _without_lead(model, why, fallback)
-    reason = " ".join([f"{model.name}:", *(step["why"] for step in steps), why])
-    trace = {
-        "chosen": model.name,
-        "reason": reason,
-        "path": steps,
-        "candidates": [{"name": name, "score": round(scores[name], 4)} for name in ranked],
-        "skipped": dict(library.skipped),
-        "notes": _notes(wish, candidates.values(), encoder),
-    }
-    return Choice(model, reason, trace)
+def leaves(node: Node) -> Iterator[Node]:
+    """The leaves below a node, or the node itself if it is one."""
+    if not node.children:
+        yield node
+    for child in node.children:
+        yield from leaves(child)
 
 
 def missing_triggers(wish: str, model: ModelRecord) -> tuple[str, ...]:
@@ -117,117 +107,155 @@ def missing_triggers(wish: str, model: ModelRecord) -> tuple[str, ...]:
     return tuple(words for words in model.trigger_words if words.casefold() not in said)
 
 
-def word_runs(wish: str) -> tuple[str, ...]:
-    """Every run of one to four words that has content at both ends, lower-case, each once, in order."""
-    words = re.findall(r"[\w'-]+", wish.casefold())
-    if len(words) > 2 * _WORDS_AT_EACH_END:
-        words = words[:_WORDS_AT_EACH_END] + words[-_WORDS_AT_EACH_END:]
-    runs = [
-        words[start : start + length]
-        for length in range(1, _LONGEST_RUN + 1)
-        for start in range(len(words) - length + 1)
-    ]
-    full = [" ".join(run) for run in runs if run[0] not in _EMPTY_WORDS and run[-1] not in _EMPTY_WORDS]
-    return tuple(dict.fromkeys(full)) or (wish,)
+def tree_from_tags(models: Sequence[ModelRecord]) -> ModelTree:
+    """The tree that the tags make as they are: a model stands under each of its subjects and styles."""
+    tagged = [model for model in models if model.classified]
+    subjects = sorted({subject for model in tagged for subject in subjects_of(model)})
+    branches = tuple(
+        Subject(subject, _styles([model for model in tagged if subject in subjects_of(model)])) for subject in subjects
+    )
+    unclassified = sorted(model_key(model) for model in models if not model.classified)
+    return ModelTree(branches, tuple(unclassified), made_by="tags")
 
 
-def nearness(wish: str, model: ModelRecord, encoder: Encoder) -> float:
-    """1 - d²/2, where d is the distance of the wish's vector to the mean of the model's; at most 1."""
-    mean = embed(encoder, _profile(model)).mean(0)
-    return float(1 - np.square(embed(encoder, (wish,))[0] - mean).sum() / 2)
+def build_tree(models: Sequence[ModelRecord]) -> Node:
+    """`tree_from_tags`, ready to be walked."""
+    return bind(tree_from_tags(models), models)[0]
 
 
-def _walk(node: Node, runs: tuple[str, ...], encoder: Encoder, steps: list[dict[str, Any]]) -> list[Node]:
-    """The leaves that the wish leads to below a node. Adds one step for each level with a choice."""
-    if not node.children:
-        return [node]
-    opened = node.children
-    if len(node.children) > 1:
-        scores = {child.name: _evidence(child, runs, encoder) for child in node.children}
-        opened, why = _open(node.children, scores, encoder.evoked)
-        steps.append(
-            {
-                "at": node.name,
-                "scores": {name: round(score, 4) for name, score in scores.items()},
-                "opened": [child.name for child in opened],
-                "why": why,
-            }
-        )
-    return [leaf for child in opened for leaf in _walk(child, runs, encoder, steps)]
+def subjects_of(model: ModelRecord) -> tuple[str, ...]:
+    return tuple(tag for tag in model.subject_tags if tag != UNCLASSIFIED) or (ANY_SUBJECT,)
 
 
-def _open(children: Sequence[Node], scores: dict[str, float], evoked: float) -> tuple[tuple[Node, ...], str]:
-    """The children to go on with, and why."""
-    best = max(children, key=lambda child: scores[child.name])
-    if scores[best.name] >= evoked:
-        near = scores[best.name] - BEAM
-        opened = [c for c in children if scores[c.name] >= max(near, evoked) or c.name == ANY_SUBJECT]
-        return tuple(opened), f'The wish names "{best.name}" ({scores[best.name]:.2f}).'
-    general = tuple(child for child in children if child.name == ANY_STYLE)
-    if general:
-        return (
-            general,
-            f'The wish names no style (nearest: "{best.name}", {scores[best.name]:.2f} of {evoked:.2f}).',
-        )
-    return tuple(children), f"The wish names none of: {', '.join(child.name for child in children)}."
-
-
-def _evidence(node: Node, runs: tuple[str, ...], encoder: Encoder) -> float:
-    """The best similarity of a run of words and a label; 0 for a node that stands for anything."""
-    if not node.labels:
-        return 0.0
-    return float((embed(encoder, runs) @ embed(encoder, node.labels).T).max())
-
-
-def _subject_node(subject: str, models: Sequence[ModelRecord]) -> Node:
-    styles = sorted({style for model in models for style in _styles(model)})
-    leaves = [_style_leaf(style, [model for model in models if style in _styles(model)]) for style in styles]
-    return Node(subject, labels=() if subject == ANY_SUBJECT else (subject,), children=tuple(leaves))
-
-
-def _style_leaf(style: str, models: Sequence[ModelRecord]) -> Node:
-    """A style is evoked by its name, and by the trigger words and descriptions of its models."""
-    if style == ANY_STYLE:
-        return Node(style, models=_by_name(models))
-    texts = [text for model in models for text in (*model.trigger_words, model.description) if text]
-    return Node(style, labels=tuple(dict.fromkeys([style, *texts])), models=_by_name(models))
-
-
-def _subjects(model: ModelRecord) -> tuple[str, ...]:
-    return model.subject_tags or (ANY_SUBJECT,)
-
-
-def _styles(model: ModelRecord) -> tuple[str, ...]:
+def styles_of(model: ModelRecord) -> tuple[str, ...]:
     return model.style_tags or (ANY_STYLE,)
 
 
-def _by_name(models: Any) -> tuple[ModelRecord, ...]:
-    return tuple(sorted(models, key=lambda model: model.name))
+def _styles(models: Sequence[ModelRecord]) -> tuple[Style, ...]:
+    styles = sorted({style for model in models for style in styles_of(model)})
+    return tuple(
+        Style(style, tuple(sorted(model_key(model) for model in models if style in styles_of(model))))
+        for style in styles
+    )
 
 
-def _profile(model: ModelRecord) -> tuple[str, ...]:
-    """The texts that describe a model; at least its title, which is never empty."""
-    texts = (model.title, model.description, *model.subject_tags, *model.style_tags, *model.trigger_words)
-    return tuple(text for text in (*texts, model.usage_hint, *model.example_prompts) if text)
+def bind(tree: ModelTree, models: Sequence[ModelRecord]) -> tuple[Node, list[str]]:
+    """The tree with the records of these models, and notes on what does not fit.
+
+    A model that is not there is left out and noted; a branch that is empty then is left out; a model without a place
+    goes to the unclassified leaf.
+    """
+    find, notes, seen = _finder(models), [], set()
+
+    def found(keys: Iterable[str]) -> tuple[ModelRecord, ...]:
+        records = {}
+        for key in keys:
+            model = find(key)
+            if model is None:
+                notes.append(_unknown(key, models))
+            else:
+                records[model_key(model)] = model
+        seen.update(records)
+        return tuple(records[key] for key in sorted(records))
+
+    children = []
+    for subject in tree.subjects:
+        styles = tuple(_leaf(style, bound) for style in subject.styles if (bound := found(style.models)))
+        if styles:
+            children.append(Node(subject.name, _evoked_by(subject.name, subject.labels, ANY_SUBJECT), styles))
+    stated = {model_key(model) for model in found(tree.unclassified)}
+    rest = [m for m in models if model_key(m) in stated or model_key(m) not in seen]
+    if rest:
+        rest.sort(key=model_key)
+        names = tuple(name_in_words(model.name) for model in rest)
+        children.append(Node(UNCLASSIFIED, labels=names, models=tuple(rest)))
+    return Node("models", children=tuple(children)), list(dict.fromkeys(notes))
 
 
-def _lead(ranked: Sequence[str], scores: dict[str, float]) -> str:
-    if len(ranked) == 1:
-        return "It is the only model there."
-    return f"It is nearest to the wish ({scores[ranked[0]]:.3f}; next {ranked[1]}, {scores[ranked[1]]:.3f})."
+def _leaf(style: Style, models: tuple[ModelRecord, ...]) -> Node:
+    """A style is evoked by its name and labels, and by the trigger words and descriptions of its models."""
+    own = _evoked_by(style.name, style.labels, ANY_STYLE)
+    texts = [text for model in models for text in (*model.trigger_words, model.description) if text] if own else []
+    return Node(style.name, tuple(dict.fromkeys([*own, *texts]))[:_LABELS], models=models)
 
 
-def _without_lead(best: ModelRecord, why: str, fallback: ModelRecord | None) -> tuple[ModelRecord, str]:
-    """What to take when the best model's lead is below the margin, and why."""
-    if fallback is None:
-        return best, f"{why} The lead is below {MARGIN}; no fallback is set, so the nearest is taken."
-    return fallback, f"The fallback is taken, because {best.name} leads by less than {MARGIN}."
+def _evoked_by(name: str, labels: tuple[str, ...], general: str) -> tuple[str, ...]:
+    """What a branch is found by; nothing for one that stands for anything."""
+    return () if name == general else tuple(dict.fromkeys([name, *labels]))
 
 
-def _notes(wish: str, candidates: Any, encoder: Encoder) -> list[str]:
-    notes = [f"{model.name}: {note}" for model in candidates for note in model.notes]
-    if isinstance(encoder, LexicalEncoder):
-        notes.append(f"Compared by words and letters; {INSTALL_HINT}.")
-    if len(re.findall(r"[\w'-]+", wish)) > 2 * _WORDS_AT_EACH_END:
-        notes.append(f"Of the long wish, the first and last {_WORDS_AT_EACH_END} words decided the path.")
-    return notes
+def _finder(models: Sequence[ModelRecord]) -> Callable[[str], ModelRecord | None]:
+    """Finds a model by its key. Other separators and Unicode forms are the same key, unless two models share it."""
+    exact = {model_key(model): model for model in models}
+    loose: dict[str, list[ModelRecord]] = {}
+    for key, model in exact.items():
+        loose.setdefault(_loose(key), []).append(model)
+
+    def find(key: str) -> ModelRecord | None:
+        alike = loose.get(_loose(key), [])
+        return exact.get(key) or (alike[0] if len(alike) == 1 else None)
+
+    return find
+
+
+def _loose(key: str) -> str:
+    return unicodedata.normalize("NFC", key).replace("\\", "/")
+
+
+def _unknown(key: str, models: Sequence[ModelRecord]) -> str:
+    name = PureWindowsPath(key.rpartition(":")[2]).name.casefold()
+    alike = sorted(model_key(m) for m in models if PureWindowsPath(m.name).name.casefold() == name)
+    hint = f" Did you mean {' or '.join(alike[:3])}?" if alike else ""
+    return f"The tree names {key}, which is not among the models to choose from; it is ignored.{hint}"
+
+
+def to_json(tree: ModelTree) -> str:
+    """The tree as text that a person can read and edit."""
+    return json.dumps(dataclasses.asdict(tree), ensure_ascii=False, indent=1) + "\n"
+
+
+def from_json(text: str, source: str) -> ModelTree:
+    """Read what `to_json` wrote and a person may have edited. `source` names the text in messages.
+
+    Raises:
+        TreeError: it is no such tree. The message names the place.
+    """
+    from pydantic import ValidationError
+
+    try:
+        tree = _reader().validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(f"{_place(item)}: {item['msg']}" for item in error.errors()[:5])
+        raise TreeError(f"{source} is no model tree. {problems}. {_ADVICE}") from None
+    _check_names(tree, source)
+    return tree
+
+
+_ADVICE = "Correct it there, or rebuild the tree, which keeps the old file beside the new one."
+
+
+@functools.cache
+def _reader() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(ModelTree)
+
+
+def _place(item: Mapping[str, Any]) -> str:
+    """`subjects[0].styles[2].models`, or what the parser says of a text that is no JSON."""
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
+    return place.lstrip(".") or "the file"
+
+
+def _check_names(tree: ModelTree, source: str) -> None:
+    """Names are shown to people and to models as choices: none is empty, and none stands twice on one level."""
+    levels = {"subjects": tree.subjects}
+    levels |= {f"subjects[{i}].styles": subject.styles for i, subject in enumerate(tree.subjects)}
+    for place, level in levels.items():
+        names = {UNCLASSIFIED} if place == "subjects" else set()
+        for i, branch in enumerate(level):
+            name = branch.name.strip().casefold()
+            if not name or name in names:
+                what = "has no name" if not name else f'has the name "{branch.name}", which is taken'
+                raise TreeError(f"{source} is no model tree. {place}[{i}] {what}. {_ADVICE}")
+            names.add(name)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import Caching, ComfyExtension, io
 
 from .fabric import AtelierFabric
 from .feedback import AtelierFeedbackFromImages
+from .keep import KeepRoutedModels
 from .parse import AtelierPromptParser
 from .route import AtelierModelTreeRouter
+from .tree import AtelierBuildModelTree, AtelierModelTreeView
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierPromptParser,
+    AtelierBuildModelTree,
     AtelierModelTreeRouter,
+    AtelierModelTreeView,
     AtelierFeedbackFromImages,
     AtelierFabric,
 )
 
 
 class AtelierExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        await Caching().register_provider(KeepRoutedModels())
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)
 

@@ -1,21 +1,27 @@
-"""The router node: picks the installed checkpoint that suits a wish, and has the stock loader load it."""
+"""The router node: picks the installed model that suits a wish, and has the stock loaders load it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
-from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
+from ..llm.backend import LLM
 from ..llm.embeddings import load_encoder
 from ..llm.library import Library, ModelRecord, scan
-from ..llm.tree import choose, missing_triggers
+from ..llm.routing import Choice, Ranked, choose
+from ..llm.tree import MODEL_TREE_TYPE, ModelTree, missing_triggers, model_key
+from ..llm.voting import Panel
+from .history import ratings_state, stored_history
+from .installed import installed_state, locate, private_folder, read_library
+from .keep import LOADERS
+from .llm import LLMSocket
 
 NO_FALLBACK = "none"
+ModelTreeSocket = io.Custom(MODEL_TREE_TYPE)
+ModelRecordSocket = io.Custom("ATELIER_MODEL_RECORD")
 
 
 class AtelierModelTreeRouter(io.ComfyNode):
@@ -25,119 +31,206 @@ class AtelierModelTreeRouter(io.ComfyNode):
             node_id="AtelierModelTreeRouter",
             display_name="Model Tree Router",
             category="Atelier/Route",
-            description="Picks the installed checkpoint that suits the wish best, says why, and loads it.",
+            description="Picks the installed checkpoint or LoRA that suits the wish best, says why, and loads it.",
             search_aliases=[
                 "choose checkpoint",
                 "select model",
                 "model router",
                 "auto checkpoint",
+                "choose lora",
+                "tree of thought",
                 "diffusiongpt",
             ],
-            inputs=[
-                io.String.Input(
-                    "wish",
-                    default="",
-                    multiline=True,
-                    dynamic_prompts=False,
-                    tooltip="What you want to see. Link the prompt of the LLM Prompt Parser, or write here.",
-                ),
-                io.String.Input(
-                    "candidates",
-                    default="*",
-                    tooltip="Which checkpoints may be chosen, by name: * is all, sdxl/* is one folder. "
-                    "Separate patterns by commas.",
-                ),
-                io.Combo.Input(
-                    "fallback",
-                    options=[NO_FALLBACK, *folder_paths.get_filename_list("checkpoints")],
-                    default=NO_FALLBACK,
-                    tooltip="The checkpoint to take when no candidate is clearly the best. "
-                    "With none, the nearest is taken.",
-                ),
-            ],
-            outputs=[
-                io.Model.Output("model", tooltip="The chosen checkpoint's diffusion model."),
-                io.Clip.Output("clip", tooltip="Its text encoder."),
-                io.Vae.Output("vae", tooltip="Its VAE."),
-                io.String.Output("checkpoint", tooltip="The name of the chosen checkpoint."),
-                io.String.Output(
-                    "trigger_words", tooltip="The chosen checkpoint's trigger words, separated by commas."
-                ),
-                io.String.Output("reason", tooltip="Why this checkpoint, in a few sentences."),
-                io.String.Output("trace", tooltip="Path, scores, runners-up and skipped files, as JSON."),
-                io.String.Output(
-                    "prompt", tooltip="The wish, with the trigger words that it lacks at its end."
-                ),
-            ],
+            inputs=[*_first_inputs(), *_sockets(), *_widgets()],
+            outputs=_outputs(),
             enable_expand=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, candidates: str = "*", **_: object) -> str:
-        """The files that may be chosen: their names, sizes and times, so that a new file is seen."""
-        return json.dumps([(name, *_state(name)) for name in _candidates(candidates)])
+    def fingerprint_inputs(cls, candidates: str = "*", loras: str = "*", feedback: bool = True, **_: object) -> str:
+        """What else the choice depends on: the files, what is known of them, and people's ratings."""
+        return f"{installed_state(candidates, loras)}/{ratings_state() if feedback else ''}"
 
     @classmethod
-    def execute(cls, wish: str, candidates: str, fallback: str) -> io.NodeOutput:
-        names = _candidates(candidates)
-        library = scan(names, _locate)
-        _check(library, names, candidates)
+    def execute(
+        cls,
+        wish: str,
+        candidates: str,
+        fallback: str,
+        llm: LLM | None = None,
+        tree: ModelTree | None = None,
+        loras: str = "*",
+        feedback: bool = True,
+        top_k: int = 1,
+        rank: int = 1,
+        voices: int = 3,
+        on_error: str = "similarity",
+    ) -> io.NodeOutput:
         encoder = load_encoder()
-        choice = choose(library, wish, encoder, _fallback(fallback))
-        graph = GraphBuilder()
-        loader = graph.node("CheckpointLoaderSimple", ckpt_name=choice.model.name)
-        missing = missing_triggers(wish, choice.model)
+        choice = choose(
+            read_library(candidates, loras),
+            wish,
+            encoder,
+            _fallback(fallback),
+            tree=tree,
+            panel=Panel(llm, voices, strict=on_error == "stop"),
+            history=stored_history(encoder) if feedback else None,
+            count=max(top_k, rank),
+        )
+        place = choice.ranking[min(rank, len(choice.ranking)) - 1]
+        model, clip, vae, expansion = _loaded(place)
+        trace = {**choice.trace, "loaded": model_key(place.model), "encoder": encoder.name}
         return io.NodeOutput(
-            loader.out(0),
-            loader.out(1),
-            loader.out(2),
-            choice.model.name,
-            ", ".join(choice.model.trigger_words),
-            choice.reason,
-            json.dumps({**choice.trace, "encoder": encoder.name}, ensure_ascii=False, indent=2),
-            ", ".join([wish, *missing]),
-            expand=graph.finalize(),
+            model,
+            clip,
+            vae,
+            place.checkpoint.name,
+            ", ".join(place.model.trigger_words),
+            _reason(choice, place, rank),
+            json.dumps(trace, ensure_ascii=False, indent=2),
+            ", ".join([wish, *missing_triggers(wish, place.model)]),
+            place.model.negative,
+            place.model.name if place.base else "",
+            _runners_up(choice, top_k),
+            place.model,
+            expand=expansion,
         )
 
 
-def _locate(name: str) -> str | None:
-    return folder_paths.get_full_path("checkpoints", name)
+def _first_inputs() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "wish",
+            default="",
+            multiline=True,
+            dynamic_prompts=False,
+            tooltip="What you want to see. Link the prompt of the LLM Prompt Parser, or write here.",
+        ),
+        io.String.Input(
+            "candidates",
+            default="*",
+            tooltip="Which checkpoints may be chosen, by name: * is all, sdxl/* is one folder. "
+            "Separate patterns by commas.",
+        ),
+        io.Combo.Input(
+            "fallback",
+            options=[NO_FALLBACK, *folder_paths.get_filename_list("checkpoints")],
+            default=NO_FALLBACK,
+            tooltip="The checkpoint to take when no candidate is clearly the best. With none, the nearest is taken.",
+        ),
+    ]
 
 
-def _state(name: str) -> tuple[int, int]:
-    """Size in bytes and time of the last change in ns; zeros for a file that is gone."""
-    try:
-        stat = Path(_locate(name) or "").stat()
-    except OSError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+def _sockets() -> list[io.Input]:
+    return [
+        LLMSocket.Input(
+            "llm",
+            optional=True,
+            tooltip="The language model whose voices vote on the path and the model. Without one, similarity decides.",
+        ),
+        ModelTreeSocket.Input(
+            "tree", optional=True, tooltip="The tree of Build Model Tree. Without one, the models' tags make it."
+        ),
+    ]
 
 
-def _candidates(patterns: str) -> list[str]:
-    """The installed checkpoints whose name matches a pattern; upper and lower case are the same."""
-    wanted = [part.strip().replace("\\", "/").casefold() for part in patterns.split(",")]
-    wanted = [part for part in wanted if part] or ["*"]
+def _widgets() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "loras",
+            default="*",
+            optional=True,
+            tooltip="Which LoRAs may be chosen, by name, as in candidates. Empty: none. "
+            "A LoRA is put on a candidate of its own base model.",
+        ),
+        io.Boolean.Input(
+            "feedback",
+            default=True,
+            optional=True,
+            tooltip="Whether ratings of pictures from similar prompts count.",
+        ),
+        io.Int.Input(
+            "top_k",
+            default=1,
+            min=1,
+            max=10,
+            optional=True,
+            advanced=True,
+            tooltip="How many models the ranking lists. From 2 on, runners_up tells of the others.",
+        ),
+        io.Int.Input(
+            "rank",
+            default=1,
+            min=1,
+            max=10,
+            optional=True,
+            advanced=True,
+            tooltip="Which place of the ranking to load. 1 is the choice; 2 and 3 are for comparing.",
+        ),
+        io.Int.Input(
+            "voices",
+            default=3,
+            min=1,
+            max=9,
+            optional=True,
+            advanced=True,
+            tooltip="How many voices of the language model vote at each level. It stops asking when it is decided.",
+        ),
+        io.Combo.Input(
+            "on_error",
+            options=["similarity", "stop"],
+            default="similarity",
+            optional=True,
+            advanced=True,
+            tooltip="When the language model gives no usable answer: "
+            "let similarity decide and say why in the trace, or stop the run.",
+        ),
+    ]
 
-    def matches(name: str) -> bool:
-        path = name.replace("\\", "/").casefold()
-        return any(path == part or fnmatchcase(path, part) for part in wanted)
 
-    return [name for name in folder_paths.get_filename_list("checkpoints") if matches(name)]
+def _outputs() -> list[io.Output]:
+    return [
+        io.Model.Output("model", tooltip="The chosen checkpoint's diffusion model, with the LoRA if one was chosen."),
+        io.Clip.Output("clip", tooltip="Its text encoder."),
+        io.Vae.Output("vae", tooltip="Its VAE."),
+        io.String.Output("checkpoint", tooltip="The name of the checkpoint that is loaded."),
+        io.String.Output("trigger_words", tooltip="The chosen model's trigger words, separated by commas."),
+        io.String.Output("reason", tooltip="Why this model, in a few sentences."),
+        io.String.Output("trace", tooltip="Path, votes, scores, ratings, ranking and skipped files, as JSON."),
+        io.String.Output("prompt", tooltip="The wish, with the trigger words that it lacks at its end."),
+        io.String.Output("negative", tooltip="The chosen model's own negative prompt. Often empty."),
+        io.String.Output("lora", tooltip="The name of the chosen LoRA. Empty if a checkpoint was chosen."),
+        io.String.Output("runners_up", tooltip="The next places of the ranking and what speaks for them."),
+        ModelRecordSocket.Output("record", tooltip="What is known of the chosen model, for other Atelier nodes."),
+    ]
 
 
-def _check(library: Library, names: Iterable[str], patterns: str) -> None:
-    """Raise what tells a user how to get a checkpoint that can be chosen, if there is none."""
-    if library.models:
-        return
-    installed = folder_paths.get_filename_list("checkpoints")
-    folders = ", ".join(folder_paths.get_folder_paths("checkpoints"))
-    if not installed:
-        raise ValueError(f"No checkpoint is installed. Put one in {folders}.")
-    if not names:
-        some = ", ".join(installed[:10]) + (", …" if len(installed) > 10 else "")
-        raise ValueError(f'No checkpoint matches candidates "{patterns}". Installed are: {some}.')
-    damaged = "; ".join(f"{name}: {why}" for name, why in library.skipped.items())
-    raise ValueError(f"No checkpoint in {folders} can be read ({damaged}). Download it again.")
+def _loaded(place: Ranked) -> tuple[list[object], list[object], list[object], dict[str, object]]:
+    """Links to model, text encoder and VAE, and the stock loaders that they lead to. The ids are always the same, so
+    that the host finds what it has loaded."""
+    graph = GraphBuilder()
+    loader = graph.node("CheckpointLoaderSimple", LOADERS[0], ckpt_name=place.checkpoint.name)
+    model, clip, vae = (loader.out(slot) for slot in range(3))
+    if place.base is not None:
+        strength = 1.0 if place.model.strength is None else place.model.strength
+        strengths = {"strength_model": strength, "strength_clip": strength}
+        lora = graph.node("LoraLoader", LOADERS[1], model=model, clip=clip, lora_name=place.model.name, **strengths)
+        model, clip = lora.out(0), lora.out(1)
+    return model, clip, vae, graph.finalize()
+
+
+def _reason(choice: Choice, place: Ranked, rank: int) -> str:
+    if place is choice.ranking[0]:
+        return choice.reason
+    number = choice.ranking.index(place) + 1
+    few = f" There are only {number} to rank." if number < rank else ""
+    return f"{place.model.name}: place {number} behind {choice.model.name}. {place.reason}{few}"
+
+
+def _runners_up(choice: Choice, top_k: int) -> str:
+    """One line for each place after the first."""
+    places = list(enumerate(choice.ranking[:top_k], 1))[1:]
+    return "\n".join(f"{number}. {model_key(place.model)}: {place.reason}" for number, place in places)
 
 
 def _fallback(name: str) -> ModelRecord | None:
@@ -147,9 +240,7 @@ def _fallback(name: str) -> ModelRecord | None:
     """
     if name == NO_FALLBACK:
         return None
-    library = scan([name], _locate)
+    library: Library = scan([name], locate("checkpoint"), "checkpoint", private_folder())
     if not library.models:
-        raise ValueError(
-            f"The fallback {name} cannot be read: {library.skipped[name]}. Choose another one, or none."
-        )
+        raise ValueError(f"The fallback {name} cannot be read: {library.skipped[name]}. Choose another one, or none.")
     return library.models[0]

@@ -19,7 +19,14 @@ SNAPSHOT = REPO / "tests" / "snapshots" / "nodes.json"
 TEMPLATES = sorted(
     path for path in (REPO / "workflows").glob("*.json") if not path.name.endswith(".api.json")
 )
-NODES = ("AtelierPromptParser", "AtelierModelTreeRouter", "AtelierFeedbackFromImages", "AtelierFabric")
+NODES = (
+    "AtelierPromptParser",
+    "AtelierBuildModelTree",
+    "AtelierModelTreeRouter",
+    "AtelierModelTreeView",
+    "AtelierFeedbackFromImages",
+    "AtelierFabric",
+)
 FRONTEND_ONLY = {"Note", "MarkdownNote"}
 WIDGETS = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
 

