@@ -24,6 +24,9 @@ NONE_OF_THEM = "none"
 _VARIED = 0.7
 """Temperature of every voice after the first if the model's own is 0, where a seed would change nothing."""
 
+_WISH = 2000
+"""Characters of a wish that a voice reads, so that the question fits a small context."""
+
 
 @dataclass(frozen=True)
 class Vote:
@@ -90,7 +93,7 @@ class Panel:
         names = {f"c{number}": name for number, (name, _) in enumerate(options, 1)}
         ids = [*names, NONE_OF_THEM] if none else [*names]
         listed = "\n".join(_line(key, name, about) for key, (name, about) in zip(names, options, strict=True))
-        asked, answer = question(template, wish=wish, options=listed), _answer(ids)
+        asked, answer = question(template, wish=wish[:_WISH], options=listed), _answer(ids)
         votes: list[Vote] = []
         for number in range(self.voices):
             if not self.ready:

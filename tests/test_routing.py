@@ -190,6 +190,12 @@ def test_a_wide_level_is_shown_in_part() -> None:
     assert choice.trace["path"][0]["not_shown"] == 200 - SHOWN
 
 
+def test_a_very_long_wish_is_cut_for_the_voices() -> None:
+    llm = Scripted(choosing("neon"))
+    assert route("a neon star " * 10_000, panel=Panel(llm)).model is NEON
+    assert max(len(request.messages[1].content) for request in llm.asked) < 3000
+
+
 # Ratings
 
 
