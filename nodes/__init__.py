@@ -7,11 +7,15 @@ from comfy_api.latest import Caching, ComfyExtension, io
 from .fabric import AtelierFabric
 from .feedback import AtelierFeedbackFromImages
 from .keep import KeepRoutedModels
+from .llm import AtelierLLMFromClip, AtelierLLMLocal, AtelierLLMServer
 from .parse import AtelierPromptParser
 from .route import AtelierModelTreeRouter
 from .tree import AtelierBuildModelTree, AtelierModelTreeView
 
 NODES: tuple[type[io.ComfyNode], ...] = (
+    AtelierLLMServer,
+    AtelierLLMLocal,
+    AtelierLLMFromClip,
     AtelierPromptParser,
     AtelierBuildModelTree,
     AtelierModelTreeRouter,

@@ -20,6 +20,9 @@ TEMPLATES = sorted(
     path for path in (REPO / "workflows").glob("*.json") if not path.name.endswith(".api.json")
 )
 NODES = (
+    "AtelierLLMServer",
+    "AtelierLLMLocal",
+    "AtelierLLMFromClip",
     "AtelierPromptParser",
     "AtelierBuildModelTree",
     "AtelierModelTreeRouter",
