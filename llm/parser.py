@@ -92,12 +92,8 @@ _COURTESY = (
     r"(?:(?:can|could|would|will) you (?:please )?|i(?: want|'d like| would like) you to )?"
 )
 _I_WANT = r"i(?: (?:just|really))?(?: want| need| wish for|'d (?:like|love)| would (?:like|love)) "
-_PICTURE = (
-    r"(?:an?|the|one|some|(?:an? )?new) (?:picture|image|pic)s? (?:of|showing|(?:that|which) shows|with) "
-)
-_COUNTED = (
-    r"(?=(?:an?|the|some|my|our|your|his|her|their|this|that|these|those|one|two|three|four|five|\d+)\b)"
-)
+_PICTURE = r"(?:an?|the|one|some|(?:an? )?new) (?:picture|image|pic)s? (?:of|showing|(?:that|which) shows|with) "
+_COUNTED = r"(?=(?:an?|the|some|my|our|your|his|her|their|this|that|these|those|one|two|three|four|five|\d+)\b)"
 """A determiner follows: "paint a wall" asks for a picture, "paint splashes" may be one's subject."""
 
 OPENINGS: tuple[Rule, ...] = (
@@ -156,9 +152,7 @@ _CONSEQUENCE = _pattern(
     r"(?:then )?(?:i(?:'d|'ll| would| will) (?:see |be |have )?|(?:it|there|you) (?:would|will) be )"
 )
 _QUESTION = _pattern(r"(?:then )?(?:what|how|where|who)\b[^?,.!\n]{0,80}(?:[?,.!\n]|\Z)")
-_SEEN = _pattern(
-    r"(?:then )?what (?:would|will|do|could|might) (?:i|you|we|he|she|it|they) (?:see|look at)\b"
-)
+_SEEN = _pattern(r"(?:then )?what (?:would|will|do|could|might) (?:i|you|we|he|she|it|they) (?:see|look at)\b")
 
 _EDGES = " \t\n,.;"
 _LETTERS_OF_ENGLISH = re.compile(r"[^\W\d_\u00AA-\U0010FFFF]")
@@ -171,9 +165,7 @@ def parse(wish: str) -> ParsedPrompt:
     Raises ValueError for a wish without text, and for one that says only what to leave out.
     """
     if not wish.strip():
-        raise ValueError(
-            "The wish is empty. Write what you want to see, for example: a red star above a blue square."
-        )
+        raise ValueError("The wish is empty. Write what you want to see, for example: a red star above a blue square.")
     text, pieces = protect(wish)
     trace: list[str] = []
     text, negatives = _cut(text, MARKED, trace)
@@ -185,9 +177,7 @@ def parse(wish: str) -> ParsedPrompt:
         negatives += unwanted
         kind, text = _read(text, trace)
     else:
-        trace.append(
-            "Most letters are of another script and the rules read English: the text was left as it is."
-        )
+        trace.append("Most letters are of another script and the rules read English: the text was left as it is.")
     trace = [restore(line, pieces) for line in trace]
     if not negatives and kind == "prompt":
         return ParsedPrompt(kind, wish, "", (*trace, "A prompt: returned unchanged."))

@@ -37,9 +37,7 @@ def test_the_outermost_group_is_one_piece() -> None:
     assert protect("a ((red) (shiny:1.1) star:1.2) b")[1] == ("((red) (shiny:1.1) star:1.2)",)
 
 
-@pytest.mark.parametrize(
-    "plain", ["BREAKFAST", "SAND", "band and break", "a ( b", "a ) b", "3 < 4 > 2", "a] [b"]
-)
+@pytest.mark.parametrize("plain", ["BREAKFAST", "SAND", "band and break", "a ( b", "a ) b", "3 < 4 > 2", "a] [b"])
 def test_ordinary_text_is_left_alone(plain: str) -> None:
     assert protect(plain) == (plain, ())
 
