@@ -62,7 +62,7 @@ def _sampler(model: list[Any], seed: int, place: tuple[int, int]) -> dict[str, A
 def _route() -> Graph:
     """Wish, parser, router and what follows from them; the model is `["route", 0]`."""
     return {
-        "parse": _node("AtelierPromptParser", "Wish", (0, 0), wish=WISH),
+        "parse": _node("AtelierPromptParser", "Wish", (0, 0), wish=WISH, on_error="rules"),
         "route": _node("AtelierModelTreeRouter", "Route", (440, 0), wish=["parse", 0], candidates="*", fallback="none"),
         "positive": _node("CLIPTextEncode", "Prompt", (880, 0), text=["route", 7], clip=["route", 1]),
         "negative": _node("CLIPTextEncode", "Negative", (880, 160), text=["parse", 1], clip=["route", 1]),

@@ -192,10 +192,10 @@ def test_time_grows_with_length_not_with_its_square(unit: str) -> None:
     assert seconds(80_000) < 24 * (seconds(10_000) + 1e-3)
 
 
-def test_the_node_gives_all_four_outputs() -> None:
+def test_the_node_gives_its_first_four_outputs() -> None:
     from atelier.nodes.parse import AtelierPromptParser
 
-    prompt, negative, kind, trace = AtelierPromptParser.execute("Draw a ★, without text").args
+    prompt, negative, kind, trace = AtelierPromptParser.execute("Draw a ★, without text").args[:4]
     assert (prompt, negative, kind) == ("a ★", "text", "instruction")
     told: dict[str, Any] = json.loads(trace)
     assert told["prompt"] == prompt and told["negative"] == negative and told["kind"] == kind
@@ -214,9 +214,7 @@ def shown(entry: dict[str, Any], node_id: str = "2") -> str:
 
 
 def test_over_the_api(server: Any) -> None:
-    assert (
-        shown(server.queue(graph("I want a picture of a {red|blue} ★ \\(x\\)"))) == "a {red|blue} ★ \\(x\\)"
-    )
+    assert shown(server.queue(graph("I want a picture of a {red|blue} ★ \\(x\\)"))) == "a {red|blue} ★ \\(x\\)"
     long = "a red star, " * 900
     assert shown(server.queue(graph(long))) == long
     with pytest.raises(RuntimeError, match="Write what you want to see"):
