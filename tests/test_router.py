@@ -550,7 +550,7 @@ def served(server: Any) -> Iterator[str]:
         operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     weights = {f"model.diffusion_model.{key}": torch.zeros(value.shape) for key, value in unet.state_dict().items()}
-    folder = Path(server.base) / "models" / "checkpoints" / "atelier_test_router"
+    folder = Path(server.base) / "models" / "checkpoints" / f"atelier_test_router_{os.getpid()}"
     folder.mkdir(parents=True)
     try:
         for name, header in SHAPES.items():

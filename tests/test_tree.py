@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from atelier.llm.backend import LLMConnectionError
 from atelier.llm.clusters import GROUPS, group
@@ -367,6 +368,13 @@ def test_the_picture_shows_the_path() -> None:
     with_path = draw_tree(tree, trace_of("car", "photo", chosen="car.safetensors"))
     assert {path, chosen} <= colours(with_path)
     assert with_path.mode == "RGB" and with_path.height >= 5 * ROW
+
+
+def test_a_model_of_two_leaves_is_marked_where_the_path_leads() -> None:
+    tree = grow([model("both.ckpt", "boat,mountain", "photo"), CAR], ENCODER).tree
+    pixels = np.asarray(draw_tree(tree, trace_of("mountain", "photo", chosen="both.ckpt")))
+    rows = np.flatnonzero((pixels == (11, 138, 75)).all(-1).any(1))
+    assert rows.size and np.ptp(rows) < ROW
 
 
 def test_a_large_tree_gives_a_picture_of_bounded_size() -> None:

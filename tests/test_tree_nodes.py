@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_the_view_gives_a_picture(checkpoints: Path) -> None:
 @pytest.fixture
 def served(server: Any) -> Iterator[str]:
     """A folder of the running server with the three models; no weights, so they are never to be loaded."""
-    folder = Path(server.base) / "models" / "checkpoints" / "atelier_test_tree"
+    folder = Path(server.base) / "models" / "checkpoints" / f"atelier_test_tree_{os.getpid()}"
     for name, tags in TAGS.items():
         write_model(folder / f"{name}.safetensors", tags)
     yield folder.name
