@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def export_vae(work: Path, out: Path, steps: int = vae.STEPS) -> None:
     weights = train_vae(work, steps)
     weights["vae_scale"], weights["vae_shift"] = torch.tensor(LATENT_SCALE), torch.tensor(0.0)
     save_file(_half(weights), out / "vae.safetensors")
-    draw_curve(work / "vae.json", out / "curves" / "vae.png")
+    _curve("vae", work, out)
 
 
 def export_base(work: Path, out: Path, steps: int = unet.STEPS) -> None:
@@ -87,12 +88,18 @@ def export_base(work: Path, out: Path, steps: int = unet.STEPS) -> None:
     save_file(_half(_under(weights, "unet.")), out / "base.safetensors", header("base"))
     text = _half(_under(weights, "text."))
     save_file(text | {"token_ids": torch.tensor(Tokens().ids)}, out / "text.safetensors")
-    draw_curve(work / "unet.json", out / "curves" / "unet.png")
+    _curve("unet", work, out)
 
 
 def export_expert(style: str, work: Path, out: Path, steps: int = experts.STEPS) -> None:
     save_file(_half(train_expert(style, work, steps)), out / f"{style}.safetensors", header(style))
-    draw_curve(work / f"{style}.json", out / "curves" / f"{style}.png")
+    _curve(style, work, out)
+
+
+def _curve(name: str, work: Path, out: Path) -> None:
+    """The training log and its picture, side by side."""
+    shutil.copyfile(work / f"{name}.json", out / "curves" / f"{name}.json")
+    draw_curve(work / f"{name}.json", out / "curves" / f"{name}.png")
 
 
 def _under(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
