@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import shutil
@@ -69,14 +68,12 @@ def transformers_server(taught: Path) -> Iterator[str]:
     dev = sys.modules["atelier_dev"]
     port = dev.free_port()
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
-    command += ["serve", str(taught), "--port", str(port), "--device", "cpu"]
+    command += ["serve", str(taught), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            assert process.poll() is None
+        began = time.monotonic()
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert process.poll() is None and time.monotonic() - began < 900
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
