@@ -575,6 +575,19 @@ def test_a_bad_line_is_named_and_nothing_is_imported(store: Store, tmp_path: Pat
 
 
 @both
+def test_a_bad_line_after_many_good_ones_imports_nothing(stores: Callable[..., Store], tmp_path: Path) -> None:
+    full, empty = stores(), stores()
+    full.register(image(number, f"p{number}") for number in range(1100))
+    full.export_file(tmp_path / "x.jsonl")
+    with (tmp_path / "x.jsonl").open("a") as file:
+        file.write("{}")
+    with pytest.raises(ValueError, match="line 1102: the type must be"):
+        empty.import_file(tmp_path / "x.jsonl")
+    with pytest.raises(LookupError):
+        empty.image(image(0, "p0").key)
+
+
+@both
 def test_a_file_without_the_header_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(IMAGE)
     with pytest.raises(ValueError, match="line 1: the first line must be"):
