@@ -40,10 +40,16 @@ def register_folder() -> None:
 
 
 def model_names() -> list[str]:
-    """The folders under `models/LLM` that hold a language model: config.json beside safetensors."""
-    files = [Path(name) for name in folder_paths.get_filename_list(FOLDER_KEY) if name.endswith(".safetensors")]
-    folders = dict.fromkeys(file.parent.as_posix() for file in files if file.parent != Path())
-    return [name for name in folders if model_folder(name) is not None]
+    """The folders under `models/LLM` that hold a language model, as `model` or `owner/model`.
+
+    Looked up each time: the host's own list fails for good once a folder that was there is gone.
+    """
+    bases = [Path(base) for base in folder_paths.get_folder_paths(FOLDER_KEY)]
+    configs = [
+        (base, config) for base in bases for depth in ("*", "*/*") for config in base.glob(f"{depth}/config.json")
+    ]
+    names = sorted({config.parent.relative_to(base).as_posix() for base, config in configs})
+    return [name for name in names if model_folder(name) is not None]
 
 
 def model_folder(name: str) -> Path | None:

@@ -56,7 +56,7 @@ def test_server_node_over_the_api(server: Any) -> None:
         ({"base_url": "nowhere"}, "base_url is no address"),
         ({"model": " "}, "model is empty"),
         ({"profile": "missing"}, "no LLM profile missing"),
-        ({"profile": KEY}, "not a name"),
+        ({"profile": "sk-pasted-by-mistake"}, "not a name"),
         ({"timeout": -1.0}, "smaller than min"),
         ({"max_tokens": 0}, "smaller than min"),
     ],
@@ -74,8 +74,13 @@ def test_key_is_in_nothing_that_the_host_writes_or_serves(server: Any) -> None:
     try:
         shown = run_node(server, "AtelierLLMServer", {**SERVER_INPUTS, "profile": "secret"})
         assert "profile='secret'" in shown
-        served = [shown, json.dumps(server.get("/history")), server.log(), json.dumps(server.get("/object_info"))]
-        assert all(KEY not in text for text in served)
+        served = {
+            "preview": shown,
+            "history": json.dumps(server.get("/history")),
+            "log": server.log(),
+            "schemas": json.dumps(server.get("/object_info")),
+        }
+        assert [name for name, text in served.items() if KEY in text] == []
         for path in ("/userdata/__atelier/llm_profiles.json", "/userdata/..%2F__atelier%2Fllm_profiles.json"):
             with pytest.raises(ServerError):
                 server.get(path)
@@ -83,18 +88,19 @@ def test_key_is_in_nothing_that_the_host_writes_or_serves(server: Any) -> None:
         place.unlink()
 
 
-def test_local_node_over_the_api(server: Any, untaught: Path) -> None:
+def test_local_node_over_the_api(server: Any, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match=r"No language model is installed.*models.LLM"):
         run_node(server, "AtelierLLMLocal", {"model": "none installed", **LOCAL_INPUTS})
     folder = server.base / "models" / "LLM"
     made_now = not folder.exists()
-    shutil.copytree(untaught, folder / "tiny-test-model")
+    shutil.copytree(fake.make_model(tmp_path / "tiny"), folder / "tiny-test-model")
     try:
         assert "LocalLLM(" in run_node(server, "AtelierLLMLocal", {"model": "tiny-test-model", **LOCAL_INPUTS})
         with pytest.raises(GraphError, match="not in list"):
             run_node(server, "AtelierLLMLocal", {"model": "other", **LOCAL_INPUTS})
     finally:
         shutil.rmtree(folder / "tiny-test-model" if not made_now else folder)
+    assert server.get("/object_info/AtelierLLMLocal")  # also when the folder was there and is gone
 
 
 LOCAL_INPUTS = {"temperature": 0.0, "seed": 0, "max_tokens": 100}
