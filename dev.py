@@ -161,9 +161,7 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def run_logged(
-    command: Sequence[str | Path], log: Path, label: str, env: dict[str, str] | None = None
-) -> None:
+def run_logged(command: Sequence[str | Path], log: Path, label: str, env: dict[str, str] | None = None) -> None:
     """Run a command with its output in `log` and one progress line: seconds and what the disk gained."""
     log.parent.mkdir(parents=True, exist_ok=True)
     rewrites = sys.stdout.isatty()
@@ -211,9 +209,7 @@ def explain(log: Path, label: str) -> tuple[str, Path | None]:
 def check_disk(folder: Path, needed: int = DISK_NEEDED) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise Problem(
-            f"The disk is too small: {folder} has {size(free)} free, the setup needs {size(needed)}."
-        )
+        raise Problem(f"The disk is too small: {folder} has {size(free)} free, the setup needs {size(needed)}.")
 
 
 # --- Python, host, packages --------------------------------------------------------------------------------
@@ -298,9 +294,7 @@ def fetch_archive(home: Path, fetch: Callable[[Path], None], expected: str = HOS
     got = sha256(arrived)
     if got != expected:
         shutil.rmtree(partial)
-        raise Problem(
-            f"sha256 mismatch: {HOST_ARCHIVE} should be {expected}, what came is {got}; it was deleted."
-        )
+        raise Problem(f"sha256 mismatch: {HOST_ARCHIVE} should be {expected}, what came is {got}; it was deleted.")
     arrived.replace(archive)
     shutil.rmtree(partial)
     return archive
@@ -358,9 +352,7 @@ def host_requirements(comfyui: Path) -> tuple[list[str], str]:
     lines = [line.split("#")[0].strip() for line in (comfyui / "requirements.txt").read_text().splitlines()]
     named = {re.split(r"[^A-Za-z0-9_-]", line, maxsplit=1)[0].lower(): line for line in lines if line}
     templates = named.pop(TEMPLATES, TEMPLATES)
-    return [
-        line for name, line in named.items() if name not in ("torch", "torchvision", "torchaudio")
-    ], templates
+    return [line for name, line in named.items() if name not in ("torch", "torchvision", "torchaudio")], templates
 
 
 def install_packages(home: Path, comfyui: Path, python: Path) -> None:
@@ -370,13 +362,9 @@ def install_packages(home: Path, comfyui: Path, python: Path) -> None:
 
     def work() -> None:
         check_disk(home)
-        say(
-            "Installing torch, ComfyUI's requirements and the tools: about 2.5 GB to download, 5.5 GB on disk"
-        )
+        say("Installing torch, ComfyUI's requirements and the tools: about 2.5 GB to download, 5.5 GB on disk")
         install = [python, "-m", "uv", "pip", "install", "--python", python]
-        run_logged(
-            [*install, *TORCH, *requirements, "-r", project, *extras], home / "logs/packages.log", "packages"
-        )
+        run_logged([*install, *TORCH, *requirements, "-r", project, *extras], home / "logs/packages.log", "packages")
         run_logged([*install, "--no-deps", templates], home / "logs/templates.log", "template index")
 
     inputs = {"torch": TORCH, "host": requirements, "project": project.read_text(), "extras": EXTRAS}
@@ -393,9 +381,7 @@ def link(target: Path, place: Path) -> None:
         raise Problem(f"{place} is in the way of a link to {target}; move it elsewhere.")
     place.parent.mkdir(parents=True, exist_ok=True)
     if os.name == "nt":
-        subprocess.run(
-            ["cmd", "/c", "mklink", "/J", str(place), str(target)], check=True, capture_output=True
-        )
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(place), str(target)], check=True, capture_output=True)
     else:
         place.symlink_to(target, target_is_directory=True)
 
@@ -635,9 +621,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--comfyui", type=Path, default=environment("ATELIER_COMFYUI") or None, help="an existing ComfyUI"
     )
-    parser.add_argument(
-        "--python", help="an interpreter that has torch and the requirements; nothing is installed"
-    )
+    parser.add_argument("--python", help="an interpreter that has torch and the requirements; nothing is installed")
     parser.add_argument("--port", type=int, help="port of 127.0.0.1 for the server (default: a free one)")
     parser.set_defaults(home=Path(environment("ATELIER_HOME") or REPO / ".atelier"))
     options, rest = parser.parse_known_args(arguments)

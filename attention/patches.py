@@ -207,8 +207,7 @@ class Fabric:
         for group in self.groups:
             noise = torch.stack([reference_noise(latent, seed) for latent in group.latents])
             noise, latents = (
-                comfy.model_management.cast_to_device(part, x.device, x.dtype)
-                for part in (noise, group.latents)
+                comfy.model_management.cast_to_device(part, x.device, x.dtype) for part in (noise, group.latents)
             )
             noised = model.model_sampling.noise_scaling(sigma, noise, latents)
             conds = model_conds(model, self.empty_prompt, noised)
@@ -274,11 +273,7 @@ def reference_options(transformer_options: dict[str, Any], cond_uuid: uuid.UUID)
         for kind, found in transformer_options.get("wrappers", {}).items()
         if kind != WrappersMP.DIFFUSION_MODEL
     }
-    patches = {
-        name: found
-        for name, found in transformer_options.get("patches", {}).items()
-        if name != "middle_patch"
-    }
+    patches = {name: found for name, found in transformer_options.get("patches", {}).items() if name != "middle_patch"}
     return {
         **transformer_options,
         "wrappers": wrappers,
@@ -296,8 +291,7 @@ def model_conds(model: comfy.model_base.BaseModel, prompt: dict[str, Any], x: Te
         model.extra_conds, [cond], x, x.device, "negative", latent_image=torch.zeros_like(x)
     )
     return {
-        name: made.process_cond(batch_size=x.shape[0], area=None).cond
-        for name, made in encoded["model_conds"].items()
+        name: made.process_cond(batch_size=x.shape[0], area=None).cond for name, made in encoded["model_conds"].items()
     }
 
 
@@ -341,18 +335,13 @@ def shrink(picture: Tensor, max_pixels: int) -> Tensor:
     if scale >= 1.0:
         return picture
     size = (max(1, int(width * scale)), max(1, int(height * scale)))
-    return comfy.utils.common_upscale(picture.movedim(-1, 0).unsqueeze(0), *size, "area", "disabled")[
-        0
-    ].movedim(0, -1)
+    return comfy.utils.common_upscale(picture.movedim(-1, 0).unsqueeze(0), *size, "area", "disabled")[0].movedim(0, -1)
 
 
 def check_unet(model: comfy.model_patcher.ModelPatcher) -> None:
     """Raise ValueError unless `model` is a UNet of the SD1.x or SD2.x class without feedback yet."""
     unet = model.get_model_object("diffusion_model")
-    if (
-        not isinstance(unet, comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel)
-        or unet.num_classes is not None
-    ):
+    if not isinstance(unet, comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel) or unet.num_classes is not None:
         raise ValueError(
             "AtelierFabric works with Stable Diffusion 1.x and 2.x models; the connected model is "
             f"{type(model.model).__name__}. Connect an SD1.5 checkpoint, or take AtelierFabric out."
@@ -364,9 +353,7 @@ def check_unet(model: comfy.model_patcher.ModelPatcher) -> None:
         )
 
 
-def check_fit(
-    model: comfy.model_patcher.ModelPatcher, latents: Sequence[Tensor], empty_prompt: Tensor
-) -> None:
+def check_fit(model: comfy.model_patcher.ModelPatcher, latents: Sequence[Tensor], empty_prompt: Tensor) -> None:
     """Raise ValueError unless latents [channels, height, width] and prompt [1, tokens, channels] suit."""
     channels = model.get_model_object("latent_format").latent_channels
     if latents[0].ndim != 3 or latents[0].shape[0] != channels:

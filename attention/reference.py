@@ -63,8 +63,7 @@ def group_references(liked: Iterable[Tensor], disliked: Iterable[Tensor]) -> tup
         for latent in latents:
             sizes.setdefault(latent.shape, ([], []))[side].append(latent)
     return tuple(
-        ReferenceGroup(torch.stack(group[LIKED] + group[DISLIKED]), len(group[LIKED]))
-        for group in sizes.values()
+        ReferenceGroup(torch.stack(group[LIKED] + group[DISLIKED]), len(group[LIKED])) for group in sizes.values()
     )
 
 
@@ -115,9 +114,7 @@ class Append:
             rows = slice(start, start := start + chunk * len(list(run)))
             reference = references.get(cond) if cond in self.weights else None
             outputs.append(
-                attend_to_references(
-                    attention, q[rows], k[rows], v[rows], reference, self.weights.get(cond, 0.0)
-                )
+                attend_to_references(attention, q[rows], k[rows], v[rows], reference, self.weights.get(cond, 0.0))
             )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -154,14 +151,9 @@ def join_captures(captures: Sequence[tuple[ReferenceGroup, Mapping[BlockKey, Key
             split = group.liked * (k.shape[0] // group.latents.shape[0])
             for side, rows in ((LIKED, slice(0, split)), (DISLIKED, slice(split, None))):
                 if k[rows].shape[0]:
-                    bank.setdefault(block, {}).setdefault(side, []).append(
-                        (_one_row(k[rows]), _one_row(v[rows]))
-                    )
+                    bank.setdefault(block, {}).setdefault(side, []).append((_one_row(k[rows]), _one_row(v[rows])))
     return {
-        block: {
-            side: (_chain([k for k, _ in parts]), _chain([v for _, v in parts]))
-            for side, parts in sides.items()
-        }
+        block: {side: (_chain([k for k, _ in parts]), _chain([v for _, v in parts])) for side, parts in sides.items()}
         for block, sides in bank.items()
     }
 

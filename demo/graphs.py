@@ -64,9 +64,19 @@ def _route() -> Graph:
     return {
         "parse": _node("AtelierPromptParser", "Wish", (0, 0), wish=WISH, on_error="rules"),
         "route": _node(
-            "AtelierModelTreeRouter", "Route", (440, 0), wish=["parse", 0], candidates="*", fallback="none", loras="*",
-            feedback=True, top_k=1, rank=1, voices=3, on_error="similarity",
-        ),  # fmt: skip
+            "AtelierModelTreeRouter",
+            "Route",
+            (440, 0),
+            wish=["parse", 0],
+            candidates="*",
+            fallback="none",
+            loras="*",
+            feedback=True,
+            top_k=1,
+            rank=1,
+            voices=3,
+            on_error="similarity",
+        ),
         "positive": _node("CLIPTextEncode", "Prompt", (880, 0), text=["route", 7], clip=["route", 1]),
         "negative": _node("CLIPTextEncode", "Negative", (880, 160), text=["parse", 1], clip=["route", 1]),
         "size": _node("EmptyLatentImage", "Size", (880, 320), width=512, height=512, batch_size=4),

@@ -22,21 +22,15 @@ class AtelierFeedbackFromImages(io.ComfyNode):
             description="Collects pictures that you like and pictures that you do not like.",
             search_aliases=["like", "dislike", "thumbs up", "thumbs down", "FABRIC", "reference images"],
             inputs=[
-                io.Image.Input(
-                    "liked", optional=True, tooltip="Pictures to come nearer to. Any number and size."
-                ),
-                io.Image.Input(
-                    "disliked", optional=True, tooltip="Pictures to move away from. Any number and size."
-                ),
+                io.Image.Input("liked", optional=True, tooltip="Pictures to come nearer to. Any number and size."),
+                io.Image.Input("disliked", optional=True, tooltip="Pictures to move away from. Any number and size."),
                 FeedbackSocket.Input(
                     "previous",
                     optional=True,
                     tooltip="Feedback to add these pictures to, from earlier rounds.",
                 ),
             ],
-            outputs=[
-                FeedbackSocket.Output(display_name="feedback", tooltip="All liked and disliked pictures.")
-            ],
+            outputs=[FeedbackSocket.Output(display_name="feedback", tooltip="All liked and disliked pictures.")],
         )
 
     @classmethod

@@ -71,16 +71,12 @@ def make_base(base: Path) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--update-snapshots", action="store_true", help="write the snapshots instead of comparing"
-    )
+    parser.addoption("--update-snapshots", action="store_true", help="write the snapshots instead of comparing")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if not (COMFYUI / "main.py").is_file():
-        raise pytest.UsageError(
-            f"There is no ComfyUI in {COMFYUI}. Run `python dev.py test`, or set ATELIER_COMFYUI."
-        )
+        raise pytest.UsageError(f"There is no ComfyUI in {COMFYUI}. Run `python dev.py test`, or set ATELIER_COMFYUI.")
     config.pluginmanager.register(PlainRoot())
     sys.meta_path.insert(0, PathPackages())
     sys.path.insert(0, str(COMFYUI))

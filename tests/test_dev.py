@@ -77,9 +77,7 @@ def test_disk_too_small_says_how_much_is_needed(tmp_path: Path) -> None:
 def test_no_network_is_recognised(tmp_path: Path, output: str) -> None:
     log = tmp_path / "log"
     code = f"import sys; print({output!r}); sys.exit(1)"
-    with pytest.raises(
-        dev.Problem, match=r"No network: 'packages' could not download .* run the same command again"
-    ):
+    with pytest.raises(dev.Problem, match=r"No network: 'packages' could not download .* run the same command again"):
         dev.run_logged([sys.executable, "-c", code], log, "packages")
 
 
@@ -120,9 +118,7 @@ def test_taken_port_is_named() -> None:
 
 def test_folder_without_host_is_named(tmp_path: Path) -> None:
     result = run(["host", "--comfyui", str(tmp_path), "--python", sys.executable], tmp_path / "home")
-    assert (
-        one_sentence(result) == f"dev.py: There is no ComfyUI in {tmp_path}: main.py and comfy/ are missing."
-    )
+    assert one_sentence(result) == f"dev.py: There is no ComfyUI in {tmp_path}: main.py and comfy/ are missing."
 
 
 def test_old_host_is_named(tmp_path: Path) -> None:

@@ -30,9 +30,7 @@ from torch import Tensor
 Patcher = comfy.model_patcher.ModelPatcher
 Conds = list[list[Any]]
 
-ALWAYS = FabricSchedule(
-    weight=0.8, start_percent=0.0, end_percent=1.0, weight_outside=0.0, negative_scale=0.5
-)
+ALWAYS = FabricSchedule(weight=0.8, start_percent=0.0, end_percent=1.0, weight_outside=0.0, negative_scale=0.5)
 NEVER = FabricSchedule(weight=0.8, start_percent=0.0, end_percent=0.0, weight_outside=0.0, negative_scale=0.5)
 SEED, STEPS, CFG = 7, 3, 4.0
 TEXT_TOKENS, TEXT_WIDTH = 8, 64
@@ -108,9 +106,7 @@ def text(seed: int) -> Tensor:
 POSITIVE, NEGATIVE, EMPTY = text(11), text(12), text(13)
 
 
-def sample(
-    model: Patcher, x: Tensor, positive: Conds | None = None, cfg: float = CFG, **settings: Any
-) -> Tensor:
+def sample(model: Patcher, x: Tensor, positive: Conds | None = None, cfg: float = CFG, **settings: Any) -> Tensor:
     """A run of the host's KSampler from noise `x`; returns latents in the model's own scale."""
     settings = {"sampler_name": "euler", "scheduler": "normal", "seed": SEED, **settings}
     result = comfy.sample.sample(
@@ -140,9 +136,7 @@ def call(model: Patcher, x: Tensor, context: Tensor, conds: list[int], sigma: fl
         return base.apply_model(x, timestep.expand(len(x)), c_crossattn=context, transformer_options=options)
 
     wrappers = model.get_all_wrappers(WrappersMP.PREDICT_NOISE)
-    return WrapperExecutor.new_executor(step, wrappers).execute(
-        x, torch.tensor([sigma]), model.model_options, SEED
-    )
+    return WrapperExecutor.new_executor(step, wrappers).execute(x, torch.tensor([sigma]), model.model_options, SEED)
 
 
 @pytest.fixture
@@ -168,9 +162,7 @@ class NaiveFabric:
     def __init__(self, model: Patcher) -> None:
         self.base = model.model
         self.unet = self.base.diffusion_model
-        blocks = [
-            part for part in self.unet.modules() if isinstance(part, host_attention.BasicTransformerBlock)
-        ]
+        blocks = [part for part in self.unet.modules() if isinstance(part, host_attention.BasicTransformerBlock)]
         self.attentions = [block.attn1 for block in blocks]
 
     @contextlib.contextmanager
@@ -217,9 +209,7 @@ class NaiveFabric:
             self.predict(noised[None] / alpha.sqrt(), sigma, EMPTY)
         return kept
 
-    def denoise(
-        self, x: Tensor, sigma: Tensor, prompt: Tensor, references: Sequence[Tensor], weight: float
-    ) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Tensor, prompt: Tensor, references: Sequence[Tensor], weight: float) -> Tensor:
         hidden = [self.hidden_states(latent, sigma) for latent in references]
 
         def attend(attention: Any, x: Tensor) -> Tensor:
@@ -286,9 +276,7 @@ def test_agrees_with_the_paper(
     noise = normal(*shape, seed=1)
     wanted = naive_run(model, noise, liked, disliked, weight)
     assert relative(sample(listen(model, liked, disliked, schedule), noise), wanted) < 2e-5
-    assert relative(sample(model, noise), wanted) > 1e-2, (
-        "feedback must matter for this test to mean anything"
-    )
+    assert relative(sample(model, noise), wanted) > 1e-2, "feedback must matter for this test to mean anything"
 
 
 # --- Identity
@@ -467,9 +455,7 @@ def test_a_step_does_not_outlive_itself(model: Patcher) -> None:
 
 
 @pytest.mark.parametrize("failing_pass", [0, 1, 2], ids=["reference-pass", "model-call", "second-step"])
-def test_an_error_leaves_nothing_behind(
-    model: Patcher, monkeypatch: pytest.MonkeyPatch, failing_pass: int
-) -> None:
+def test_an_error_leaves_nothing_behind(model: Patcher, monkeypatch: pytest.MonkeyPatch, failing_pass: int) -> None:
     noise, patched = normal(1, 4, 8, 8, seed=1), listen(model, latents(1), [])
     plain, wanted = sample(model, noise), sample(patched, noise)
     before = snapshot(patched)
@@ -496,9 +482,7 @@ def test_an_earlier_attention_override_is_still_called(model: Patcher) -> None:
 
     other, noise = model.clone(), normal(1, 4, 8, 8, seed=1)
     other.model_options["transformer_options"]["optimized_attention_override"] = override
-    assert torch.equal(
-        sample(listen(other, latents(1), []), noise), sample(listen(model, latents(1), []), noise)
-    )
+    assert torch.equal(sample(listen(other, latents(1), []), noise), sample(listen(model, latents(1), []), noise))
     assert {(64, TEXT_TOKENS), (64, 64), (64, 128)} <= set(keys)
 
 
@@ -539,16 +523,10 @@ def test_a_control_of_the_run_does_not_reach_the_references(model: Patcher) -> N
 @pytest.mark.parametrize("name", ["basic", "sub_quad", "split", "pytorch"])
 def test_every_attention_backend_computes_equation_2(name: str) -> None:
     backend = getattr(host_attention, f"attention_{name}")
-    q, k, v, ref_k, ref_v = (
-        normal(rows, 24, 16, seed=rows + index) for index, rows in enumerate((3, 3, 3, 1, 1))
-    )
-    found = attend_to_references(
-        lambda q, k, v, mask: backend(q, k, v, 2, mask=mask), q, k, v, (ref_k, ref_v), 0.3
-    )
+    q, k, v, ref_k, ref_v = (normal(rows, 24, 16, seed=rows + index) for index, rows in enumerate((3, 3, 3, 1, 1)))
+    found = attend_to_references(lambda q, k, v, mask: backend(q, k, v, 2, mask=mask), q, k, v, (ref_k, ref_v), 0.3)
     for head in (slice(0, 8), slice(8, 16)):
-        keys, values = (
-            torch.cat([own, ref.expand(3, -1, -1)], 1)[..., head] for own, ref in ((k, ref_k), (v, ref_v))
-        )
+        keys, values = (torch.cat([own, ref.expand(3, -1, -1)], 1)[..., head] for own, ref in ((k, ref_k), (v, ref_v)))
         probability = (q[..., head] @ keys.transpose(1, 2) / math.sqrt(8)).softmax(-1)
         probability[..., 24:] *= 0.3
         wanted = probability / probability.sum(-1, keepdim=True) @ values
@@ -563,9 +541,7 @@ def test_the_host_reserves_memory_for_the_references(model: Patcher) -> None:
     shapes: list[list[int]] = []
     patched = listen(model, latents(3), latents(1, 16, 8, seed=200))
 
-    def wrapper(
-        executor: WrapperExecutor, model: Patcher, noise_shape: list[int], *rest: Any, **more: Any
-    ) -> Any:
+    def wrapper(executor: WrapperExecutor, model: Patcher, noise_shape: list[int], *rest: Any, **more: Any) -> Any:
         shapes.append(noise_shape)
         return executor(model, noise_shape, *rest, **more)
 
@@ -686,9 +662,7 @@ class EmptyPromptClip:
 
 def node(model: Patcher, feedback: Feedback, vae: Any = None, **settings: Any) -> Patcher:
     defaults = {
-        i.id: i.default
-        for i in AtelierFabric.define_schema().inputs
-        if getattr(i, "default", None) is not None
+        i.id: i.default for i in AtelierFabric.define_schema().inputs if getattr(i, "default", None) is not None
     }
     return AtelierFabric.execute(model, EmptyPromptClip(), vae, feedback, **{**defaults, **settings}).args[0]
 
@@ -728,7 +702,5 @@ def test_a_vae_that_answers_nan_is_named() -> None:
     broken = SimpleNamespace(
         spacial_compression_encode=lambda: 8, encode=lambda pixels: torch.full((1, 4, 8, 8), float("nan"))
     )
-    with pytest.raises(
-        ValueError, match=r"turned the liked picture 1 into NaN. Start the host with --fp32-vae"
-    ):
+    with pytest.raises(ValueError, match=r"turned the liked picture 1 into NaN. Start the host with --fp32-vae"):
         encode_pictures(broken, [picture(64, 64)], "liked")

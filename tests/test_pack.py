@@ -16,9 +16,7 @@ from PIL import Image
 
 REPO = Path(__file__).resolve().parents[1]
 SNAPSHOT = REPO / "tests" / "snapshots" / "nodes.json"
-TEMPLATES = sorted(
-    path for path in (REPO / "workflows").glob("*.json") if not path.name.endswith(".api.json")
-)
+TEMPLATES = sorted(path for path in (REPO / "workflows").glob("*.json") if not path.name.endswith(".api.json"))
 NODES = (
     "AtelierLLMServer",
     "AtelierLLMLocal",
@@ -44,9 +42,7 @@ def object_info(server: ComfyClient) -> dict[str, Schema]:
 @pytest.fixture(scope="session")
 def pack(object_info: dict[str, Schema]) -> dict[str, Schema]:
     """The pack's own schemas."""
-    return {
-        name: info for name, info in object_info.items() if info["python_module"] == "custom_nodes.atelier"
-    }
+    return {name: info for name, info in object_info.items() if info["python_module"] == "custom_nodes.atelier"}
 
 
 def inputs_of(schema: Schema) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -99,18 +95,14 @@ def test_node_can_be_found_and_understood(node: str, pack: dict[str, Schema]) ->
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_help_page_is_served_and_names_every_input(
-    node: str, server: ComfyClient, pack: dict[str, Schema]
-) -> None:
+def test_help_page_is_served_and_names_every_input(node: str, server: ComfyClient, pack: dict[str, Schema]) -> None:
     page = server.get(f"/extensions/atelier/docs/{node}.md").decode("utf-8")
     rows = {line.split("|")[1].strip(" `*") for line in page.splitlines() if line.startswith("|")}
     assert sorted(set(inputs_of(pack[node])) - rows) == []
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_english_strings_are_those_of_the_schema(
-    node: str, server: ComfyClient, pack: dict[str, Schema]
-) -> None:
+def test_english_strings_are_those_of_the_schema(node: str, server: ComfyClient, pack: dict[str, Schema]) -> None:
     schema, strings = pack[node], server.get("/i18n")["en"]["nodeDefs"][node]
     assert strings["display_name"] == schema["display_name"]
     assert strings["description"] == schema["description"]
@@ -169,9 +161,7 @@ def test_there_are_templates() -> None:
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
-def test_template_opens_without_a_missing_node_or_value(
-    template: Path, object_info: dict[str, Schema]
-) -> None:
+def test_template_opens_without_a_missing_node_or_value(template: Path, object_info: dict[str, Schema]) -> None:
     workflow = json.loads(template.read_text(encoding="utf-8"))
     nodes = [node for node in workflow["nodes"] if node["type"] not in FRONTEND_ONLY]
     for node in nodes:
@@ -213,9 +203,7 @@ def test_missing_checkpoint_is_refused_by_name(server: ComfyClient) -> None:
         "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
         "4": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
     }
-    with pytest.raises(
-        GraphError, match=r"node 1 \(CheckpointLoaderSimple\).*no-such\.safetensors"
-    ) as caught:
+    with pytest.raises(GraphError, match=r"node 1 \(CheckpointLoaderSimple\).*no-such\.safetensors") as caught:
         server.queue(graph)
     assert (caught.value.node_id, caught.value.node_type) == ("1", "CheckpointLoaderSimple")
 
@@ -230,9 +218,7 @@ def test_failing_node_is_named_with_its_reason(server: ComfyClient) -> None:
         "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "../../out"}},
     }
-    with pytest.raises(
-        GraphError, match=r"node 2 \(SaveImage\) failed: .*outside the output folder"
-    ) as caught:
+    with pytest.raises(GraphError, match=r"node 2 \(SaveImage\) failed: .*outside the output folder") as caught:
         server.queue(graph)
     assert caught.value.node_id == "2"
 
@@ -266,14 +252,10 @@ def test_host_reads_the_metadata() -> None:
     assert config.project.dependencies == []
 
 
-@pytest.mark.skipif(
-    shutil.which("git") is None or not (REPO / ".git").exists(), reason="needs a git checkout"
-)
+@pytest.mark.skipif(shutil.which("git") is None or not (REPO / ".git").exists(), reason="needs a git checkout")
 def test_archive_holds_the_pack_and_nothing_heavy() -> None:
     def listed(*options: str) -> set[str]:
-        answer = subprocess.run(
-            ["git", "ls-files", "-z", *options], cwd=REPO, capture_output=True, check=True
-        )
+        answer = subprocess.run(["git", "ls-files", "-z", *options], cwd=REPO, capture_output=True, check=True)
         return {name for name in answer.stdout.decode("utf-8").split("\0") if name}
 
     archive = listed("-c") - listed("-c", "-i", "-X", ".comfyignore")
