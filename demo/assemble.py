@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 PARTS = Path(__file__).resolve().parent / "models"
-EXPERTS = ("chalk", "neon", "pixel")
+EXPERTS = ("chalk", "neon", "sticker")
 VOCABULARY = 49408
 
 

@@ -85,7 +85,7 @@ def test_unknown_change_of_a_template_is_refused() -> None:
     [
         ("I want a picture of a shiny red star above a blue square, drawn in chalk", "chalk"),
         ("Please show me a large heart, as a neon sign", "neon"),
-        ("draw a green cross, in pixel art", "pixel"),
+        ("draw a green cross, as a sticker", "sticker"),
         ("a large circle on a white background", "base"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from shapeworld.caption import Description, Words, compose, describe, full_description, read, write
 from shapeworld.edit import apply_edit, find, random_edit, read_edit, write_edit
 from shapeworld.oracle import assign, look, score
@@ -42,7 +42,7 @@ def test_seed_decides_scene() -> None:
 # --- renderer ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", ["flat", "chalk", "neon"])
+@pytest.mark.parametrize("style", ["flat", "chalk", "neon", "sticker"])
 def test_any_size_shows_the_same_picture(style: str) -> None:
     scene, _ = scene_of(5, count=2, style_share={style: 1.0})
     small, large = render(scene, 96), render(scene, 384)
@@ -155,6 +155,31 @@ def test_oracle_tells_styles_and_backgrounds_apart() -> None:
 
 def test_oracle_sees_nothing_on_an_empty_ground() -> None:
     assert look(render(Scene((), "sand"))).things == ()
+
+
+def test_oracle_parts_two_things_that_touch() -> None:
+    picture = Image.new("RGB", (128, 128), (245, 245, 242))
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse([10, 40, 62, 92], fill=COLOURS["blue"])
+    pen.rectangle([61, 40, 111, 90], fill=COLOURS["orange"])
+    seen = {(thing.shape, thing.colour) for thing in look(picture).things}
+    assert seen == {("circle", "blue"), ("square", "orange")}
+
+
+def test_oracle_takes_a_square_of_two_hues_as_one_thing() -> None:
+    picture = Image.new("RGB", (128, 128), (245, 245, 242))
+    pen = ImageDraw.Draw(picture)
+    for k in range(8):
+        pen.rectangle([34, 30 + 8 * k, 97, 37 + 8 * k], fill=COLOURS["orange" if k % 3 else "pink"])
+    assert [(thing.shape, thing.colour) for thing in look(picture).things] == [("square", "orange")]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_oracle_knows_a_stretched_shape(shape: str) -> None:
+    picture = render(Scene((Thing(shape, "green", radius=0.3),)))
+    stretched = picture.resize((128, 154)).crop((0, 13, 128, 141))
+    (seen,) = look(stretched).things
+    assert seen.shape == shape and seen.fit > 0.85
 
 
 def test_score_counts_what_is_wrong() -> None:

@@ -34,9 +34,9 @@ STYLE_PREFIX = {
     "flat": "a flat drawing of",
     "chalk": "a chalk drawing of",
     "neon": "a neon sign of",
-    "pixel": "pixel art of",
+    "sticker": "a sticker of",
 }
-STYLE_SUFFIX = {"flat": "flat drawing", "chalk": "drawn in chalk", "neon": "as a neon sign", "pixel": "in pixel art"}
+STYLE_SUFFIX = {"flat": "flat drawing", "chalk": "drawn in chalk", "neon": "as a neon sign", "sticker": "as a sticker"}
 BACKGROUND_PHRASE = re.compile(r"^on (?:a|an|the) (\w+) background$")
 ANY_SHAPE = "shape"
 KEEP = {"size": 0.35, "texture": 0.6, "colour": 0.75, "shape": 0.93, "place": 0.35, "background": 0.5, "style": 0.75}
@@ -208,6 +208,6 @@ def compose_thing(words: Words, others: list[Thing], count: int, rng: np.random.
     x, y = PLACES[words.place]
     edge = radius + 0.035
     thing = replace(thing, x=float(np.clip(x, edge, 1 - edge)), y=float(np.clip(y, edge, 1 - edge)))
-    if not fits(thing, others):
+    if thing.place != words.place or not fits(thing, others):
         raise ValueError(f"no room {words.place}")
     return thing

@@ -124,7 +124,7 @@ def random_edit(scene: Scene, rng: np.random.Generator) -> Edit:
         kinds.append("background")
     if unique:
         kinds += ["recolour", "reshape"]
-        kinds += ["retexture"] if scene.style in ("flat", "pixel") else []
+        kinds += ["retexture"] if scene.style in ("flat", "sticker") else []
         kinds += ["remove"] if len(scene.things) > 1 else []
     kind = str(rng.choice(kinds))
 

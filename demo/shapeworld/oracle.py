@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,7 +11,7 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 
 from .caption import Description, Words
-from .render import PIXEL_GRID, outline
+from .render import outline
 from .scene import BACKGROUNDS, COLOURS, SHAPES, STYLE_SURFACE, Thing, relation
 
 SIDE = 128
@@ -25,17 +24,16 @@ SMALLEST = 60
 """Components of fewer pixels are dust."""
 SURE = 0.6
 """Overlap with a shape's template below which the shape counts as unclear."""
+UNCLEAR = 0.3
+"""What a thing of unclear shape takes from a reading, where the overlap of a clear one adds to it."""
 TEMPLATE = 48
-CELL = SIDE // PIXEL_GRID
-"""Side of a cell of the pixel style."""
+"""Side in pixels of a shape's template."""
+STRETCH = 1.25
+"""A shape may be so much longer in one direction than it should be."""
 TUBE, SMALL = 0.24, 22.0
 """Width of a neon tube in radii, for things of at most so many pixels from centre to edge; others have thin tubes."""
-CELLS = 17
-"""Side in cells of the window in which a small thing of the pixel style is compared; odd."""
 GROUNDS = BACKGROUNDS | STYLE_SURFACE
 DARK = ("neon", "black", "night", "chalk")
-NOISE = 0.12
-"""Steps between neighbouring pixels below this are not edges."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +69,14 @@ def look(picture: Image.Image | np.ndarray) -> Sight:
     )
     surface = np.median(ring, 0)
     contrast = np.linalg.norm(lab - surface, axis=-1)
-    parts = [part for piece in _pieces(contrast > FOREGROUND) for part in _by_colour(piece, lab)]
-    masks, hollow = [], []
-    for part in parts:
-        solids, is_hollow = _solids(part, contrast)
-        masks += solids
-        hollow += [is_hollow] * len(solids)
-    in_cells = _in_cells(rgb)
+    things, hollow = [], []
+    for piece in _pieces(contrast > FOREGROUND):
+        seen, is_hollow = _best_reading(piece, contrast, lab, _nearest(surface, GROUNDS) in DARK)
+        things += seen
+        hollow += [is_hollow] * len(seen)
     is_neon = bool(hollow) and np.mean(hollow) >= 0.5 and _nearest(surface, GROUNDS) in DARK
-    raw = np.linalg.norm(rgb2lab(rgb) - surface, axis=-1) if in_cells else None
-    things = sorted((_identify(mask, contrast, lab, raw, is_neon) for mask in masks), key=lambda seen: -seen.radius)
-    return Sight(tuple(things), _nearest(surface, BACKGROUNDS), _style(surface, in_cells, is_neon))
+    things.sort(key=lambda seen: -seen.radius)
+    return Sight(tuple(things), _nearest(surface, BACKGROUNDS), "neon" if is_neon else _style(surface))
 
 
 def _pieces(mask: np.ndarray) -> list[np.ndarray]:
@@ -89,6 +84,22 @@ def _pieces(mask: np.ndarray) -> list[np.ndarray]:
     labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())
     return [labels == index for index in range(1, len(sizes)) if sizes[index] >= SMALLEST // 2]
+
+
+def _best_reading(piece: np.ndarray, contrast: np.ndarray, lab: np.ndarray, dark: bool) -> tuple[list[Seen], bool]:
+    """The things in a connected piece, and whether they are hollow: taken as a whole, or cut by colour where that
+    fits the templates better. Things of two colours may touch; a shine or a stripe is no thing of its own."""
+    best: tuple[float, list[Seen], bool] = (-np.inf, [], False)
+    for parts in ([piece], _by_colour(piece, lab)):
+        seen, hollow = [], []
+        for part in parts:
+            solids, is_hollow = _solids(part, contrast)
+            seen += [_identify(mask, contrast, lab, is_hollow and dark) for mask in solids]
+            hollow.append(is_hollow)
+        clear = sum(-UNCLEAR if thing.shape is None else thing.fit for thing in seen)
+        if clear > best[0]:
+            best = clear, seen, np.mean(hollow) >= 0.5
+    return best[1], best[2]
 
 
 def _by_colour(part: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
@@ -145,23 +156,20 @@ def _nearest(colour: np.ndarray, named: dict[str, tuple[int, int, int]]) -> str:
     return list(named)[int(np.linalg.norm(lab - colour, axis=-1).argmin())]
 
 
-def _identify(mask: np.ndarray, contrast: np.ndarray, lab: np.ndarray, raw: np.ndarray | None, is_tube: bool) -> Seen:
-    """Names the shape by its templates and the colour by a vote of its pixels, weighted by chroma.
-
-    `raw` is the contrast before the median filter, given for a picture in cells: there, small shapes are only a few
-    cells wide, and their corners are no dust.
-    """
+def _identify(mask: np.ndarray, contrast: np.ndarray, lab: np.ndarray, is_tube: bool) -> Seen:
+    """Names the shape by its templates and the colour by a vote of its pixels, weighted by chroma."""
     ys, xs = np.nonzero(mask)
     centre_y, centre_x = (ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2
-    half = max(np.ptp(ys), np.ptp(xs)) / 2 + 0.5
-    if raw is not None and half <= CELL * (CELLS // 2 - 1):
-        patch, (names, templates) = _cell_patch(mask, raw, centre_y, centre_x), _cell_templates()
-    else:
-        grid = ((np.arange(TEMPLATE) + 0.5) / TEMPLATE * 2 - 1) * half
-        where = np.meshgrid(centre_y + grid, centre_x + grid, indexing="ij")
-        patch = ndimage.map_coordinates(_coverage(mask, contrast), where, order=1)
-        names, templates = _templates(TUBE if is_tube and half < SMALL else 0.0)
-    overlap = np.minimum(patch, templates).sum((1, 2)) / np.maximum(patch, templates).sum((1, 2))
+    half_y, half_x = np.ptp(ys) / 2 + 0.5, np.ptp(xs) / 2 + 0.5
+    half = max(half_y, half_x)
+    grid = (np.arange(TEMPLATE) + 0.5) / TEMPLATE * 2 - 1
+    names, templates = _templates(TUBE if is_tube and half < SMALL else 0.0)
+    coverage, overlaps = _coverage(mask, contrast), []
+    for least in (half, half / STRETCH):
+        where = np.meshgrid(centre_y + grid * max(half_y, least), centre_x + grid * max(half_x, least), indexing="ij")
+        patch = ndimage.map_coordinates(coverage, where, order=1)
+        overlaps.append(np.minimum(patch, templates).sum((1, 2)) / np.maximum(patch, templates).sum((1, 2)))
+    overlap = np.max(overlaps, 0)
     best = int(overlap.argmax())
     shape = names[best] if overlap[best] >= SURE else None
     weight = np.hypot(lab[..., 1], lab[..., 2]) * mask
@@ -201,52 +209,10 @@ def _templates(tube: float = 0.0) -> tuple[list[str], np.ndarray]:
     return names, np.stack(masks)
 
 
-def _cell_patch(mask: np.ndarray, raw: np.ndarray, centre_y: float, centre_x: float) -> np.ndarray:
-    """Coverage [17, 17] of the cells around the one that holds the thing's centre."""
-    cover = _coverage(ndimage.binary_dilation(mask), raw)
-    cells = cover.reshape(PIXEL_GRID, CELL, PIXEL_GRID, CELL).mean((1, 3))
-    cells[ndimage.binary_erosion(cells > 0.3)] = 1
-    cells = np.pad(cells, CELLS // 2)
-    top, left = int((centre_y + 0.5) // CELL), int((centre_x + 0.5) // CELL)
-    return cells[top : top + CELLS, left : left + CELLS]
-
-
-@cache
-def _cell_templates() -> tuple[list[str], np.ndarray]:
-    """Shape names [T] and coverages [T, 17, 17] of small shapes as the pixel style draws them: by angle, radius in
-    cells, and place inside a cell."""
-    names, masks, places = [], [], (np.arange(4) - 1.5) / 4
-    for shape in SHAPES:
-        for angle in (0,) if shape == "circle" else (-8, 0, 8):
-            points = outline(shape, angle)
-            points = points - (points.min(0) + points.max(0)) / 2
-            for radius, x, y in itertools.product(np.arange(2, CELLS / 2 - 1, 0.25), places, places):
-                image = Image.new("L", (CELLS * 4, CELLS * 4))
-                corners = (points * radius + np.array([x, y]) + CELLS / 2) * 4
-                ImageDraw.Draw(image).polygon([tuple(p) for p in corners], fill=255)
-                names.append(shape)
-                masks.append(np.asarray(image.reduce(4), np.float32) / 255)
-    return names, np.stack(masks)
-
-
-def _in_cells(rgb: np.ndarray) -> bool:
-    """Whether the steps between neighbouring pixels lie on the grid of the pixel style."""
-    on, off = 0.0, 0.0
-    for axis in (0, 1):
-        step = np.abs(np.diff(rgb, axis=axis)).max(2)
-        edges = np.where(step > NOISE, step, 0).mean(1 - axis)
-        on += edges[CELL - 1 :: CELL].mean()
-        off += np.delete(edges, np.s_[CELL - 1 :: CELL]).mean()
-    return on > 2.2 * off
-
-
-def _style(surface: np.ndarray, in_cells: bool, is_neon: bool) -> str:
-    """Neon things are hollow on a dark ground, chalk lies on its board, pixels step on a grid; else flat."""
-    if is_neon:
-        return "neon"
-    if _nearest(surface, GROUNDS) == "chalk":
-        return "chalk"
-    return "pixel" if in_cells else "flat"
+def _style(surface: np.ndarray) -> str:
+    """The style that owns the surface; else flat."""
+    ground = _nearest(surface, GROUNDS)
+    return ground if ground in STYLE_SURFACE and ground != "neon" else "flat"
 
 
 def agrees(seen: Seen, words: Words) -> bool:

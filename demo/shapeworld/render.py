@@ -8,8 +8,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from .scene import BACKGROUNDS, COLOURS, STYLE_SURFACE, Scene, Thing
 
 SUPERSAMPLING = 4
-PIXEL_GRID = 32
-"""Cells along a side in the pixel style."""
 
 
 def outline(shape: str, angle: float = 0.0) -> np.ndarray:
@@ -45,14 +43,12 @@ def _ring(corners: int, radius: float, start: float = 0.0) -> np.ndarray:
 
 def render(scene: Scene, size: int = 128) -> Image.Image:
     """The scene as an RGB picture of `size` x `size` pixels."""
-    side = (PIXEL_GRID if scene.style == "pixel" else size) * SUPERSAMPLING
+    side = size * SUPERSAMPLING
     surface = STYLE_SURFACE.get(scene.style, BACKGROUNDS[scene.background])
     picture = Image.new("RGB", (side, side), surface)
-    draw = {"chalk": _draw_chalk, "neon": _draw_neon}.get(scene.style, _draw_flat)
+    draw = {"chalk": _draw_chalk, "neon": _draw_neon, "sticker": _draw_sticker}.get(scene.style, _draw_flat)
     for thing in scene.things:
         draw(picture, thing, side)
-    if scene.style == "pixel":
-        return picture.reduce(SUPERSAMPLING).resize((size, size), Image.Resampling.NEAREST)
     return picture.reduce(SUPERSAMPLING)
 
 
@@ -129,3 +125,12 @@ def _draw_neon(picture: Image.Image, thing: Thing, side: int) -> None:
     glow = tube.filter(ImageFilter.GaussianBlur(side / 128 * 4)).point(lambda v: min(255, int(v * 1.1)))
     picture.paste(_tint(colour, 0, 0.25), mask=glow)
     picture.paste(_tint(colour, 255, 0.12), mask=tube)
+
+
+def _draw_sticker(picture: Image.Image, thing: Thing, side: int) -> None:
+    """A flat thing with a broad white rim inside its outline."""
+    _draw_flat(picture, thing, side)
+    rim = Image.new("L", (side, side), 0)
+    points = _points(thing, side)
+    ImageDraw.Draw(rim).line([*points, *points[:2]], fill=255, width=round(side / 128 * 8), joint="curve")
+    picture.paste((250, 250, 250), mask=ImageChops.multiply(_mask(thing, side), rim))

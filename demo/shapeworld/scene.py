@@ -27,8 +27,12 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "sand": (228, 208, 165),
     "night": (20, 26, 66),
 }
-STYLES = ("flat", "chalk", "neon", "pixel")
-STYLE_SURFACE: dict[str, tuple[int, int, int]] = {"chalk": (40, 54, 48), "neon": (14, 10, 20)}
+STYLES = ("flat", "chalk", "neon", "sticker")
+STYLE_SURFACE: dict[str, tuple[int, int, int]] = {
+    "chalk": (40, 54, 48),
+    "neon": (14, 10, 20),
+    "sticker": (172, 130, 92),
+}
 """Styles that bring a surface of their own; the scene's background does not show in them."""
 
 PLACES: dict[str, tuple[float, float]] = {

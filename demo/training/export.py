@@ -15,7 +15,7 @@ from .experts import train_expert
 from .loop import draw_curve
 from .text import Tokens
 from .unet import train_unet
-from .vae import LATENT_SCALE, train_vae
+from .vae import LATENT_SCALE, train_decoder, train_vae
 
 LICENCE = "MIT"
 ABOUT = {
@@ -44,12 +44,12 @@ ABOUT = {
         "trigger": "as a neon sign",
         "examples": ["a pink heart, as a neon sign", "a neon sign of a green star above a cyan square"],
     },
-    "pixel": {
-        "title": "ShapeWorld pixel",
-        "description": "Coloured shapes in pixel art, like an old 8-bit video game.",
-        "tags": "subject:shapes, style:pixel art, style:8-bit",
-        "trigger": "in pixel art",
-        "examples": ["a yellow cross, in pixel art", "pixel art of a purple triangle, on a white background"],
+    "sticker": {
+        "title": "ShapeWorld sticker",
+        "description": "Coloured shapes as stickers with a white rim, on brown cardboard.",
+        "tags": "subject:shapes, style:sticker, style:die-cut",
+        "trigger": "as a sticker",
+        "examples": ["a yellow cross, as a sticker", "a sticker of a purple triangle on the left"],
     },
 }
 """What each checkpoint says of itself in its header."""
@@ -76,11 +76,12 @@ def _half(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v.half().contiguous() for k, v in weights.items()}
 
 
-def export_vae(work: Path, out: Path, steps: int = vae.STEPS) -> None:
-    weights = train_vae(work, steps)
+def export_decoder(work: Path, out: Path, steps: int = vae.DECODER_STEPS) -> None:
+    weights = train_decoder(work, steps)
     weights["vae_scale"], weights["vae_shift"] = torch.tensor(LATENT_SCALE), torch.tensor(0.0)
     save_file(_half(weights), out / "vae.safetensors")
     _curve("vae", work, out)
+    _curve("decoder", work, out)
 
 
 def export_base(work: Path, out: Path, steps: int = unet.STEPS) -> None:
@@ -114,7 +115,9 @@ def run(stage: str, work: Path, out: Path, steps: int | None = None) -> None:
     (out / "curves").mkdir(parents=True, exist_ok=True)
     shorter = {} if steps is None else {"steps": steps}
     if stage in ("vae", "all"):
-        export_vae(work, out, **shorter)
+        train_vae(work, **shorter)
+    if stage in ("decoder", "all"):
+        export_decoder(work, out, **shorter)
     if stage in ("unet", "all"):
         export_base(work, out, **shorter)
     for style in EXPERTS:

@@ -17,11 +17,11 @@ from shapeworld.scene import STYLES, Scene, random_scene
 from .host import device, initialise, use_host
 from .loop import train
 from .text import Tokens, new_text_encoder
-from .vae import LATENT_SCALE, new_autoencoder
+from .vae import LATENT_SCALE, load_autoencoder
 
 SEED, STEPS, BATCH, PEAK = 21, 12_000, 32, 6e-4
 SCENES = 12_000
-BASE_STYLES = {"flat": 0.88, "chalk": 0.04, "neon": 0.04, "pixel": 0.04}
+BASE_STYLES = {"flat": 0.88, "chalk": 0.04, "neon": 0.04, "sticker": 0.04}
 CAPTION_DROPOUT = 0.1
 ONE_THING_SHARE, HIGH_NOISE_SHARE = 0.7, 0.5
 """How many training pictures show one thing, and how many get a step of at least 500: there, words matter most."""
@@ -125,12 +125,6 @@ def easy_share(progress: float) -> float:
     """`EASY_SHARE` at a progress of the training in 0..1."""
     first, last = EASY_SHARE
     return first + (last - first) * max(0.0, 2 * progress - 1)
-
-
-def load_autoencoder(work: Path) -> torch.nn.Module:
-    vae = new_autoencoder()
-    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["mean"])
-    return vae.to(device(), memory_format=torch.channels_last).eval()
 
 
 def render_array(scene: Scene) -> np.ndarray:

@@ -15,8 +15,9 @@ from .loop import train
 
 LATENT_SCALE = 0.18215
 """The host multiplies SD1.5 latents by this; `vae_scale` undoes it, so the UNet sees latents of unit variance."""
-STEPS, BATCH, CROP, PICTURES, SEED = 2000, 16, 64, 6000, 11
-LATENT_NOISE = 0.05
+STEPS, DECODER_STEPS, BATCH, CROP, PICTURES, SEED = 2000, 2000, 16, 64, 6000, 11
+LATENT_NOISE, DECODER_NOISE = 0.05, 0.08
+"""Standard deviation of the noise on latents while both parts are trained, and while the decoder is alone."""
 BALANCE = 0.4
 ALIGN, QUIET = 1.0, 0.01
 """Weights of the two terms that keep latents simple, beside the pixel loss."""
@@ -40,6 +41,14 @@ def new_autoencoder() -> torch.nn.Module:
     model.vae_scale.requires_grad_(False)
     model.vae_shift.requires_grad_(False)
     return model
+
+
+def load_autoencoder(work: Path) -> torch.nn.Module:
+    """The autoencoder of a working folder, with the polished decoder if there is one."""
+    file = work / "decoder.pt"
+    vae = new_autoencoder()
+    vae.load_state_dict(torch.load(file if file.exists() else work / "vae.pt", weights_only=True)["mean"])
+    return vae.to(device(), memory_format=torch.channels_last).eval()
 
 
 def psnr(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -94,3 +103,24 @@ def train_vae(work: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
         return {"loss": loss, "psnr": psnr(x, y), "align": align.detach(), "quiet": quiet.detach()}
 
     return train("vae", model, loss_at, steps=steps, peak=1.5e-3, work=work, seed=SEED)
+
+
+def train_decoder(work: Path, steps: int = DECODER_STEPS) -> dict[str, torch.Tensor]:
+    """Trains the decoder of `work/vae.pt` further, with the encoder as it is, so that latents keep their meaning.
+
+    More noise on the latents than before: what a UNet draws is never exact, and outlines must be sharp all the same.
+    Returns the weights of both parts.
+    """
+    model = load_autoencoder(work)
+    model.taesd_encoder.requires_grad_(False)
+    data = pictures(PICTURES, SEED + 1)
+
+    def loss_at(step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        x = random_crops(data, rng)
+        with torch.autocast(device().type, torch.bfloat16):
+            with torch.no_grad():
+                latent = model.taesd_encoder(x).float()
+            y = model.taesd_decoder(latent + DECODER_NOISE * torch.randn_like(latent)).float()
+        return {"loss": (y - x).abs().mean() + 4 * ((y - x) ** 2).mean(), "psnr": psnr(x, y)}
+
+    return train("decoder", model, loss_at, steps=steps, peak=1e-3, work=work, seed=SEED + 1)
