@@ -174,7 +174,7 @@ def test_oracle_takes_a_square_of_two_hues_as_one_thing() -> None:
     assert [(thing.shape, thing.colour) for thing in look(picture).things] == [("square", "orange")]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["circle", "square", "star", "cross"])
 def test_oracle_knows_a_stretched_shape(shape: str) -> None:
     picture = render(Scene((Thing(shape, "green", radius=0.3),)))
     stretched = picture.resize((128, 154)).crop((0, 13, 128, 141))
