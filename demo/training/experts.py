@@ -13,7 +13,7 @@ from .loop import train
 from .text import Tokens
 from .unet import TinySD, alphas, make_pictures, velocity_loss
 
-RANK, STEPS, BATCH, PEAK, PICTURES = 12, 1000, 16, 1e-3, 2000
+RANK, STEPS, BATCH, PEAK, PICTURES = 12, 600, 16, 1e-3, 2000
 SEED = 31
 """Of the first expert; each next one has the next number."""
 
