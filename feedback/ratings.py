@@ -120,6 +120,11 @@ class Store:
         with self._database.read() as connection:
             return _revision(connection, session)
 
+    def newest_by_people(self) -> int:
+        """A number that changes with each rating that speaks for a person, in any session. 0: there is none."""
+        with self._database.read() as connection:
+            return connection.scalar(select(func.max(RATINGS.c.id)).where(RATINGS.c.source.in_(PEOPLE))) or 0
+
     def ratings(self, session: str) -> tuple[Rating, ...]:
         """The ratings that hold in the session, oldest first."""
         with self._database.read() as connection:

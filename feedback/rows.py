@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from sqlalchemy import Column, Connection, Row, Table, insert, select, update
@@ -20,6 +20,7 @@ BATCH = 500
 """Values in one statement: SQLite before 3.32 takes 999."""
 
 Item = TypeVar("Item")
+Event = TypeVar("Event", Rating, Score)
 
 
 def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -91,52 +92,39 @@ def _add_files(connection: Connection, images: Sequence[StoredImage]) -> None:
 
 def add_ratings(connection: Connection, ratings: Sequence[Rating]) -> int:
     """Add ratings. Raises LookupError for a picture that is not there."""
-    ids = _image_ids(connection, ratings)
-    return _add_events(
-        connection,
-        RATINGS,
-        {
-            rating.uid: {
-                "uid": rating.uid,
-                "image_id": ids[rating.image],
-                "session": rating.session,
-                "source": rating.source,
-                "value": rating.value,
-                "created": to_microseconds(rating.created),
-            }
-            for rating in ratings
-        },
-    )
+
+    def own(rating: Rating) -> dict[str, object]:
+        return {"session": rating.session, "source": rating.source, "value": rating.value}
+
+    return _add_events(connection, RATINGS, ratings, own)
 
 
 def add_scores(connection: Connection, scores: Sequence[Score]) -> int:
     """Add scores. Raises LookupError for a picture that is not there."""
-    ids = _image_ids(connection, scores)
-    return _add_events(
-        connection,
-        SCORES,
-        {
-            score.uid: {
-                "uid": score.uid,
-                "image_id": ids[score.image],
-                "scorer": score.scorer,
-                "value": float(score.value),
-                "created": to_microseconds(score.created),
-            }
-            for score in scores
-        },
-    )
+
+    def own(score: Score) -> dict[str, object]:
+        return {"scorer": score.scorer, "value": float(score.value)}
+
+    return _add_events(connection, SCORES, scores, own)
 
 
-def _image_ids(connection: Connection, events: Sequence[Rating] | Sequence[Score]) -> dict[str, int]:
+def _add_events(
+    connection: Connection, table: Table, events: Sequence[Event], own: Callable[[Event], dict[str, object]]
+) -> int:
+    """Add ratings or scores; `own` gives the columns that the other kind does not have."""
     keys = {event.image for event in events}
     ids = look_up(connection, IMAGES.c.key, IMAGES.c.id, keys)
     for key in sorted(keys - ids.keys()):
         raise LookupError(f"There is no picture {key} in the ratings store. Register it before you rate it.")
-    return ids
-
-
-def _add_events(connection: Connection, table: Table, rows: dict[str, dict[str, object]]) -> int:
+    rows = {
+        event.uid: {
+            "uid": event.uid,
+            "image_id": ids[event.image],
+            "created": to_microseconds(event.created),
+            **own(event),
+        }
+        for event in events
+    }
     known = look_up(connection, table.c.uid, table.c.id, rows)
     fresh = [row for uid, row in rows.items() if uid not in known]
     _insert(connection, table, fresh)

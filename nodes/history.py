@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..feedback.records import PEOPLE, Evidence, StoreError
+from ..feedback.records import Evidence, StoreError
 from ..feedback.store import default_url, open_store
-from ..llm.embeddings import Encoder
-
-if TYPE_CHECKING:
-    from ..feedback.database import Database
+from ..llm.embeddings import Encoder, embed
 
 
 class StoredHistory:
@@ -25,7 +20,7 @@ class StoredHistory:
         """How each model did on prompts like this one. Raises StoreError if the database cannot be used."""
         store = open_store(self._url)
         store.embed_rated(self._encoder)
-        return store.evidence(self._encoder.encode([prompt])[0], self._encoder.name, floor, limit)
+        return store.evidence(embed(self._encoder, [prompt])[0], self._encoder.name, floor, limit)
 
 
 def stored_history(encoder: Encoder) -> StoredHistory | None:
@@ -35,10 +30,13 @@ def stored_history(encoder: Encoder) -> StoredHistory | None:
 
 
 def ratings_state() -> str:
-    """A text that changes when a person rates a picture, so that the router looks again. Never raises."""
+    """A text that changes when a person rates a picture, so that the router looks again. Never raises.
+
+    A scorer's ratings are left out: they come with every picture.
+    """
     url = _existing()
     try:
-        return str(_newest(url)) if url else ""
+        return str(open_store(url).newest_by_people()) if url else ""
     except StoreError as error:
         return str(error)
 
@@ -48,21 +46,3 @@ def _existing() -> str | None:
     url = default_url()
     path = url.removeprefix("sqlite:///")
     return None if path != url and not Path(path).expanduser().exists() else url
-
-
-def _newest(url: str) -> int:
-    """The row number of a person's newest rating. A scorer's are left out: they come with every picture."""
-    open_store(url)  # makes or upgrades the tables, or says what is missing
-    from sqlalchemy import func, select
-
-    from ..feedback.tables import RATINGS
-
-    with _database(url).read() as connection:
-        return connection.scalar(select(func.max(RATINGS.c.id)).where(RATINGS.c.source.in_(PEOPLE))) or 0
-
-
-@functools.cache
-def _database(url: str) -> Database:
-    from ..feedback.database import Database
-
-    return Database(url)

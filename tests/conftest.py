@@ -89,12 +89,21 @@ def pytest_configure(config: pytest.Config) -> None:
     args.cpu = not torch.cuda.is_available()
     args.base_directory = config.stash[BASE] = tempfile.mkdtemp(prefix="atelier-tests-")
     make_base(Path(args.base_directory))
+    config.pluginmanager.import_plugin("rating_stores")  # its fixtures; it needs all of the above
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     base = config.stash.get(BASE, None)
     if base is not None:
         shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def fresh_memory() -> None:
+    """No language model's answer or server is remembered from another test."""
+    import llm_servers
+
+    llm_servers.forget()
 
 
 @pytest.fixture(scope="session")
