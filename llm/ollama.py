@@ -6,6 +6,7 @@ the native interface without a prompt sets it for the model that is loaded: 0 un
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 NATIVE_SECONDS = 5.0
-"""Time limit of a native call. It carries no work."""
+"""Time limit of both native calls together. They carry no work."""
 
 
 @functools.cache
@@ -30,24 +31,23 @@ async def keep_loaded(client: AsyncOpenAI, url: str, model: str, seconds: int) -
     """
     root = url.removesuffix("/v1")
     try:
-        if url not in known_servers():
-            known_servers()[url] = await _is_ollama(client, root)
-        if known_servers()[url]:
-            await client.post(
-                f"{root}/api/generate",
-                cast_to=object,
-                body={"model": model, "keep_alive": seconds},
-                options={"timeout": NATIVE_SECONDS},
-            )
+        await asyncio.wait_for(_keep_loaded(client, url, root, model, seconds), NATIVE_SECONDS)
     except Exception as error:  # its text may hold the request
         logging.warning("Atelier: %s did not take keep_alive (%s).", root, type(error).__name__)
+
+
+async def _keep_loaded(client: AsyncOpenAI, url: str, root: str, model: str, seconds: int) -> None:
+    if url not in known_servers():
+        known_servers()[url] = await _is_ollama(client, root)
+    if known_servers()[url]:
+        await client.post(f"{root}/api/generate", cast_to=object, body={"model": model, "keep_alive": seconds})
 
 
 async def _is_ollama(client: AsyncOpenAI, root: str) -> bool:
     from openai import APIStatusError
 
     try:
-        answer = await client.get(f"{root}/api/version", cast_to=object, options={"timeout": NATIVE_SECONDS})
+        answer = await client.get(f"{root}/api/version", cast_to=object)
     except APIStatusError:
         return False
     return isinstance(answer, dict) and "version" in answer

@@ -104,15 +104,16 @@ def _find(profile: str, folder: Path | None) -> Profile:
 
 def _from_file(profile: str, folder: Path | None) -> Profile:
     place = folder / PROFILES_FILE if folder is not None else Path(PROFILES_FILE)
-    text = place.read_text(encoding="utf-8") if folder is not None and place.is_file() else "{}"
     try:
-        entries = json.loads(text)
-    except ValueError:
+        # Some editors put a byte order mark before the text.
+        entries = json.loads(place.read_text(encoding="utf-8-sig")) if folder is not None and place.is_file() else {}
+    except (OSError, ValueError):
         entries = None
     # Outside the except clause: the decoder's error holds the whole file, and a chained error would keep it.
     if not isinstance(entries, dict):
         raise LLMSetupError(
-            f'{place} cannot be read. It must look like {{"work": {{"base_url": "https://host/v1", "key": "…"}}}}.'
+            f"{place} cannot be read. It must be a file in UTF-8 that ComfyUI may read, and look like "
+            '{"work": {"base_url": "https://host/v1", "key": "…"}}.'
         )
     if profile not in entries:
         raise LLMSetupError(

@@ -14,16 +14,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backend import Hooks, LLMAnswerError, LLMConnectionError, LLMError, LLMSetupError, Mode, Reply, Request
+from .backend import Hooks, LLMError, LLMSetupError, Mode, Reply, Request
+from .faults import expected_errors, explain, own_words, without_key
 from .ollama import keep_loaded
 from .profiles import resolve
 from .running import run_watched
-from .transport import ReplyTooLarge, open_client, read_stream, retry_delay
+from .transport import open_client, read_stream, retry_delay
 
 if TYPE_CHECKING:
-    from openai import APIError, APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
 
-INSTALL_HINT = "The OpenAI client is not installed. Run: pip install openai"
+INSTALL_HINT = (
+    "LLM Server needs the OpenAI client, version 3 or newer. Run in ComfyUI's Python environment: "
+    'pip install "openai>=3"'
+)
 RETRIES = 3
 """How often a busy or failing server is asked again, with back-off."""
 MODES: tuple[Mode, ...] = ("schema", "json", "text")
@@ -94,6 +98,7 @@ class ServerLLM:
             raise LLMSetupError("model is empty. Write the model's name on that server, for example qwen3:4b.")
         resolve(self.base_url, self.profile, self.profiles_folder)
         try:
+            import httpx2  # noqa: F401  # comes with version 3
             import openai  # noqa: F401
         except ImportError:
             raise LLMSetupError(INSTALL_HINT) from None
@@ -116,10 +121,10 @@ async def _outcome(
         try:
             reply = await asyncio.wait_for(_negotiate(client, llm, url, request, count), llm.timeout)
         except expected_errors() as error:
-            return await _explain(error, client, llm, url, key)
+            return await explain(error, client, llm, url, key)
         if llm.keep_alive != KEEP_DEFAULT:
             await keep_loaded(client, url, llm.model, llm.keep_alive)
-    return replace(reply, text=_without(key, reply.text))
+    return replace(reply, text=without_key(key, reply.text))
 
 
 async def _negotiate(
@@ -133,7 +138,7 @@ async def _negotiate(
         try:
             reply = await _persist(client, llm, dialect, request, count)
         except (BadRequestError, UnprocessableEntityError) as error:
-            lower = dialect.lower(error.param, _message(error))
+            lower = dialect.lower(error.param, own_words(error))
             if lower is None:
                 raise
             dialect = lower
@@ -179,75 +184,3 @@ def parameters(llm: ServerLLM, dialect: Dialect, request: Request) -> dict[str, 
     elif dialect.mode == "json":
         body["response_format"] = {"type": "json_object"}
     return body
-
-
-@functools.cache
-def expected_errors() -> tuple[type[Exception], ...]:
-    """What a call over the network may raise. Anything else is a mistake of ours and goes up as it is."""
-    import httpx2
-    from openai import OpenAIError
-
-    return OpenAIError, httpx2.HTTPError, OSError, asyncio.TimeoutError, ValueError, ReplyTooLarge
-
-
-async def _explain(error: Exception, client: AsyncOpenAI, llm: ServerLLM, url: str, key: str | None) -> LLMError:
-    """What went wrong as an error for the user. Nothing of the original error is kept but checked text."""
-    from openai import APIError, APIStatusError, APITimeoutError
-
-    if isinstance(error, ReplyTooLarge):
-        return LLMAnswerError(f"{llm.name} sent far more than an answer; it was cut off at {error.limit}.")
-    if isinstance(error, (asyncio.TimeoutError, TimeoutError, APITimeoutError)):
-        return LLMConnectionError(
-            f"{llm.name} did not finish within {llm.timeout:g} s. Raise timeout, or take a smaller model."
-        )
-    if isinstance(error, APIStatusError):
-        return await _explain_status(error, client, llm, url, key)
-    if isinstance(error, ValueError):
-        return LLMConnectionError(
-            f"What {url} sent is not the OpenAI protocol. Is base_url right? It often ends in /v1."
-        )
-    if type(error) is APIError:  # an error in the middle of a stream
-        return LLMConnectionError(f"{llm.name} failed while it answered: {_without(key, _message(error))}")
-    return LLMConnectionError(f"Nothing answers at {url}, or it broke off. Start the server, or correct base_url.")
-
-
-async def _explain_status(
-    error: APIStatusError, client: AsyncOpenAI, llm: ServerLLM, url: str, key: str | None
-) -> LLMError:
-    status, said = error.status_code, _without(key, _message(error))
-    if status in (401, 403):
-        if key is None:
-            return LLMSetupError(f"{url} wants a key ({status}). Name a profile that has one.")
-        return LLMSetupError(f"{url} does not take the key of profile {llm.profile} ({status}). Renew the key.")
-    if status == 404:
-        names = await _models(client)
-        if names and llm.model not in names:
-            return LLMSetupError(f"{url} has no model {llm.model}. It has: {', '.join(names[:20])}.")
-        return LLMSetupError(f"{url} answers 404: {said}. Check base_url, which often ends in /v1, and model.")
-    if 300 <= status < 400:
-        return LLMSetupError(f"{url} redirects elsewhere, which is not followed. Write the final address as base_url.")
-    if status == 429:
-        return LLMConnectionError(f"{url} is busy, or your quota there is used up (429): {said}. Try again later.")
-    if status >= 500:
-        return LLMConnectionError(f"{url} fails ({status}): {said}. Look at the server's log, or try again.")
-    return LLMSetupError(f"{url} refuses the question ({status}): {said}.")
-
-
-async def _models(client: AsyncOpenAI) -> list[str]:
-    """The models that the server lists; empty if it does not."""
-    try:
-        return [model.id for model in (await client.models.list(timeout=3.0)).data]
-    except Exception:
-        return []
-
-
-def _message(error: APIError) -> str:
-    """The server's own words, shortened."""
-    body = error.body
-    said = body.get("message") or body.get("detail") or body if isinstance(body, dict) else body
-    return " ".join(str(said or "no reason given").split())[:300]
-
-
-def _without(key: str | None, text: str) -> str:
-    """The text without the key, should a server repeat it."""
-    return text.replace(key, "[key]") if key else text

@@ -8,9 +8,12 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from .backend import Mode, Reply
 
 if TYPE_CHECKING:
+    import httpx2
     from openai import AsyncOpenAI
 
 CONNECT_SECONDS = 10.0
@@ -40,7 +43,8 @@ def open_client(url: str, key: str | None, timeout: float) -> AsyncOpenAI:
     """A client for one server, to be used as an async context.
 
     It follows no redirect, so that the key stays with this server; it sends no key, account or header that the
-    client would take from the environment; and it never retries by itself, since retries share one time limit.
+    client would take from the environment; it goes to this machine without a proxy; and it never retries by itself,
+    since retries share one time limit.
     """
     import httpx2
     from openai import AsyncOpenAI
@@ -57,7 +61,11 @@ def open_client(url: str, key: str | None, timeout: float) -> AsyncOpenAI:
 
     limits = httpx2.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout))
     http = httpx2.AsyncClient(
-        timeout=limits, follow_redirects=False, event_hooks={"request": [strip], "response": [bound]}
+        timeout=limits,
+        follow_redirects=False,
+        event_hooks={"request": [strip], "response": [bound]},
+        # A proxy from the environment does not lead to this machine.
+        mounts=dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]")),
     )
     return AsyncOpenAI(base_url=url, api_key=NO_KEY, timeout=limits, max_retries=0, http_client=http)
 
@@ -90,16 +98,57 @@ async def read_stream(client: AsyncOpenAI, body: dict[str, Any], mode: Mode, cou
         ValueError: what came is not the protocol.
     """
     raw = await client.chat.completions.with_raw_response.create(**body, stream=True)
+    kind = raw.headers.get("content-type", "")
     pieces = _Pieces(count)
-    if raw.headers.get("content-type", "").startswith("text/html"):
+    if kind.startswith("text/html"):
         raise ValueError("a web page")
-    if raw.headers.get("content-type", "").startswith("application/json"):  # a server that does not stream
-        pieces.add(json.loads(await raw.http_response.aread()), "message")
+    if kind.startswith("application/json"):  # a server that does not stream
+        whole = json.loads(await raw.http_response.aread())
+        _raise_error_in(whole, raw.http_request)
+        pieces.add(whole)
     else:
         async with raw.parse() as stream:
             async for chunk in stream:
-                pieces.add(chunk.to_dict(warnings=False), "delta")
+                # What is no object comes out of the client as it came in.
+                pieces.add(chunk.to_dict(warnings=False) if hasattr(chunk, "to_dict") else chunk)
     return pieces.reply(mode)
+
+
+def _raise_error_in(whole: Any, request: httpx2.Request) -> None:
+    """Some servers answer 200 with an error. In a stream, the client itself looks for one."""
+    from openai import APIError
+
+    if isinstance(whole, dict) and whole.get("error") and not whole.get("choices"):
+        raise APIError("an error with status 200", request, body=whole["error"])
+
+
+class _Part(BaseModel):
+    """A part of a content that is a list. Thinking has another type."""
+
+    type: str = "text"
+    text: str | None = None
+
+
+class _Held(BaseModel):
+    """What a choice holds, of a whole reply or of one piece."""
+
+    content: str | list[_Part] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    delta: _Held | None = None
+    message: _Held | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(BaseModel):
+    """A streamed piece or a whole reply, as far as it is read. Servers differ in what they leave out."""
+
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
 
 
 class _Pieces:
@@ -111,21 +160,26 @@ class _Pieces:
         self.size = 0
         self.seen = 0
         self.reasoned = False
+        self.refused = False
         self.finish: str | None = None
         self.usage: dict[str, Any] = {}
 
-    def add(self, chunk: dict[str, Any], part: str) -> None:
-        """Take one chunk; `part` names where a choice holds its text. Servers differ in what they leave out."""
-        self.usage = chunk.get("usage") or self.usage
-        for choice in (chunk.get("choices") or [])[:1]:
-            held = choice.get(part) or {}
-            reasoning = held.get("reasoning_content") or held.get("reasoning") or ""
-            content = held.get("content") or ""
-            self.reasoned |= bool(reasoning)
-            self.text.append(str(content))
-            self.size += len(str(content)) + len(str(reasoning))
-            self.seen += bool(content or reasoning)
-            self.finish = choice.get("finish_reason") or self.finish
+    def add(self, data: Any) -> None:
+        """Take one chunk. Raises ValueError if it is none."""
+        chunk = _Chunk.model_validate(data)
+        self.usage = chunk.usage or self.usage
+        for choice in (chunk.choices or [])[:1]:
+            held = choice.delta or choice.message or _Held()
+            parts = [_Part(text=held.content)] if isinstance(held.content, str) else held.content or []
+            content = "".join(part.text or "" for part in parts if part.type == "text")
+            reasoning = held.reasoning_content or held.reasoning or ""
+            reasoned = bool(reasoning) or any(part.type != "text" for part in parts)
+            self.reasoned |= reasoned
+            self.text.append(content)
+            self.size += len(content) + len(reasoning)
+            self.seen += bool(content) or reasoned
+            self.refused |= bool(held.refusal)
+            self.finish = choice.finish_reason or self.finish
         if self.size > MAX_TEXT:
             raise ReplyTooLarge(f"{MAX_TEXT // 1000},000 characters")
         self.count(self.seen)
@@ -135,11 +189,14 @@ class _Pieces:
         return Reply(
             "".join(self.text),
             mode,
-            ends.get(self.finish, "done"),
-            self.usage.get("prompt_tokens"),
-            self.usage.get("completion_tokens"),
+            "withheld" if self.refused else ends.get(self.finish, "done"),
+            self._tokens("prompt_tokens"),
+            self._tokens("completion_tokens"),
             self.reasoned,
         )
+
+    def _tokens(self, name: str) -> int | None:
+        return self.usage[name] if isinstance(self.usage.get(name), int) else None
 
 
 def retry_delay(headers: Mapping[str, str], attempt: int) -> float | None:
