@@ -10,17 +10,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from atelier.llm.answers import choice_of
+from atelier.llm.answers import one_of
 from atelier.llm.ask import answer_cache
 from atelier.llm.ollama import known_servers
 from atelier.llm.prompts import Question, slot
 from atelier.llm.server import ServerLLM, known_dialects
+from pydantic import BaseModel, create_model
+
+
+def choice_of(options: list[str]) -> type[BaseModel]:
+    """An answer type with one closed choice."""
+    return create_model("Choice", choice=(one_of(options), ...))
+
+
+class Scene(BaseModel):
+    """An answer with capitals in its keys and an open text."""
+
+    Kind: Literal["prompt", "instruction"]
+    Text: str
+
 
 QUESTION = Question("Pick the colour.", slot("wish", "a red star"))
 Colour = choice_of(["red", "blue"])
 GOOD = '{"choice": "red"}'
+SCENE = '{"Kind": "prompt", "Text": "a star"}'
 KEY = "sk-verysecret-0123456789abcdef"
 
 Act = Callable[["Exchange"], None]
@@ -136,8 +151,8 @@ def chunk(content: str = "", finish: str | None = None, **delta: Any) -> dict[st
     return {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
 
 
-def says(text: str, finish: str = "stop", pieces: int = 3, **delta: Any) -> Act:
-    """A well-behaved streamed reply."""
+def says(text: str, finish: str = "stop", pieces: int = 3, pause: float = 0, **delta: Any) -> Act:
+    """A well-behaved streamed reply, with `pause` seconds after each piece."""
 
     def act(exchange: Exchange) -> None:
         exchange.head(200, "text/event-stream")
@@ -146,6 +161,7 @@ def says(text: str, finish: str = "stop", pieces: int = 3, **delta: Any) -> Act:
         size = max(1, len(text) // pieces)
         for start in range(0, len(text), size):
             exchange.event(chunk(text[start : start + size]))
+            time.sleep(pause)
         exchange.event(chunk(finish=finish))
         usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
         exchange.event({**chunk(), "choices": [], "usage": usage})
@@ -208,33 +224,27 @@ def breaks_off(exchange: Exchange) -> None:
     exchange.event(chunk('{"choice": "re'))
 
 
-def no_choices(exchange: Exchange) -> None:
-    exchange.head(200, "text/event-stream")
-    exchange.event({**chunk(), "choices": []})
-    exchange.event(b"[DONE]")
-
-
-def garbles(exchange: Exchange) -> None:
-    """A stream whose events are no JSON."""
-    exchange.head(200, "text/event-stream")
-    exchange.event(b"{not json")
-
-
-def floods(one_line: bool) -> Act:
-    """50 MB of text, in one event or in many."""
+def streams(data: Any) -> Act:
+    """A stream of one event: bytes as they are, anything else as JSON."""
 
     def act(exchange: Exchange) -> None:
         exchange.head(200, "text/event-stream")
+        exchange.event(data)
+        exchange.event(b"[DONE]")
+
+    return act
+
+
+def floods(code: int, kind: str, before: bytes, between: bytes = b"") -> Act:
+    """50 MB in pieces, after `before` and with `between` after each piece."""
+
+    def act(exchange: Exchange) -> None:
+        exchange.head(code, kind, {"Retry-After": "0"})
+        exchange.wfile.write(before)
         piece = b"x" * 50_000
-        if one_line:
-            exchange.wfile.write(b'data: {"choices": [{"delta": {"content": "')
         for _ in range(1000):
-            if one_line:
-                exchange.wfile.write(piece)
-            else:
-                exchange.event(chunk(piece.decode()))
+            exchange.wfile.write(piece + between)
             exchange.server.scripted.sent += len(piece)
-        exchange.wfile.write(b'"}}]}\n\n' if one_line else b"")
 
     return act
 

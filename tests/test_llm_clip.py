@@ -6,29 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import llm_servers as fake
 import pytest
 from atelier.llm.answers import json_schema
 from atelier.llm.ask import ask, ask_traced
-from atelier.llm.backend import (
-    Hooks,
-    LLMAnswerError,
-    LLMSetupError,
-    Message,
-    Reply,
-    Request,
-)
+from atelier.llm.backend import Hooks, LLMAnswerError, LLMSetupError, Message, Reply, Request
 from atelier.llm.prompts import Question, slot
 from llm_servers import GOOD, QUESTION, Colour
 
-
-@pytest.fixture(autouse=True)
-def fresh_memory() -> None:
-    """Nothing is remembered from another test."""
-    fake.forget()
-
-
-# --- text encoders -----------------------------------------------------------------------------------------
+pytestmark = pytest.mark.usefixtures("fresh_memory")
 
 
 def host_clip(target_clip: Any, tokenizer: Any, **model_options: Any) -> Any:
@@ -71,6 +56,8 @@ def test_encoder_that_cannot_write_is_explained() -> None:
     clip = host_clip(SD1ClipModel, SD1Tokenizer, clip_l_model_config=tiny)
     with pytest.raises(LLMSetupError, match=r"only encodes.*Load CLIP.*Qwen3"):
         find_generator(clip)
+    with pytest.raises(LLMSetupError, match=r"No text encoder came in.*Load CLIP"):
+        find_generator(None)
 
 
 def test_encoder_that_can_write_writes(qwen: Any) -> None:

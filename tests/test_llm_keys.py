@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,12 @@ from typing import Any
 import llm_servers as fake
 import pytest
 from atelier.llm.ask import answer_cache, ask
-from atelier.llm.backend import (
-    Hooks,
-    LLMError,
-    LLMSetupError,
-)
+from atelier.llm.backend import Hooks, LLMError, LLMSetupError
 from atelier.llm.profiles import resolve
 from atelier.llm.server import ServerLLM
 from llm_servers import GOOD, KEY, QUESTION, Colour, server_llm
 
-
-@pytest.fixture(autouse=True)
-def fresh_memory() -> None:
-    """Nothing is remembered from another test."""
-    fake.forget()
-
-
-# --- keys --------------------------------------------------------------------------------------------------
+pytestmark = pytest.mark.usefixtures("fresh_memory")
 
 
 @pytest.fixture
@@ -66,6 +56,32 @@ def test_key_is_not_sent_to_an_address_from_a_workflow(profile: pytest.MonkeyPat
         resolve("https://any.example/v1", "work", None)
 
 
+def test_refused_key_is_told_with_its_profile(profile: pytest.MonkeyPatch) -> None:
+    with fake.scripted(fake.error(401, "expired")) as server:
+        profile.setenv("ATELIER_LLM_URL_WORK", server.url)
+        with pytest.raises(LLMSetupError, match=r"does not take the key of profile work \(401\): expired\. Renew"):
+            ask(server_llm(server, profile="work"), QUESTION, Colour)
+
+
+@pytest.mark.parametrize("key", ["e", "none"])
+def test_placeholder_for_a_key_does_not_spoil_answers(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers without accounts are often given any short word as a key."""
+    with fake.scripted(fake.says(GOOD)) as server:
+        monkeypatch.setenv("ATELIER_LLM_KEY_HOME", key)
+        monkeypatch.setenv("ATELIER_LLM_URL_HOME", server.url)
+        assert ask(server_llm(server, profile="home"), QUESTION, Colour).choice == "red"
+        assert server.headers[0]["Authorization"] == f"Bearer {key}"
+
+
+@pytest.mark.parametrize("package", ["openai", "httpx2"])
+def test_client_that_is_missing_or_too_old_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openai  # noqa: F401  # an old one can be imported without httpx2
+
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(LLMSetupError, match=r'pip install "openai>=3"'):
+        ServerLLM("http://127.0.0.1:9/v1", "m").check()
+
+
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 def test_redirect_is_not_followed(code: int, profile: pytest.MonkeyPatch) -> None:
     with fake.scripted(fake.says(GOOD)) as thief:
@@ -86,8 +102,28 @@ def test_profile_file_names_server_and_key(tmp_path: Path) -> None:
         with pytest.raises(LLMSetupError, match=why) as caught:
             resolve("", name, tmp_path)
         assert KEY not in str(caught.value)
-    place.write_text(f'{{"home": {{"key": "{KEY}"')
-    with pytest.raises(LLMSetupError, match="cannot be read") as caught:
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_profile_file_may_begin_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    entry = json.dumps({"home": {"base_url": "https://h.example/v1", "key": KEY}})
+    (tmp_path / "llm_profiles.json").write_text(entry, encoding=encoding)
+    assert resolve("", "home", tmp_path)[1] == KEY
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'{{"home": {{"key": "{KEY}"'.encode(),
+        f'["{KEY}"]'.encode(),
+        f'{{"home": {{"base_url": "https://h.example/v1", "key": "{KEY}"}}}}'.encode("latin-1") + b"\xff",
+        f'{{"home": {{"base_url": "https://h.example/v1", "key": "{KEY}"}}}}'.encode("utf-16"),
+    ],
+    ids=["cut", "list", "latin-1", "utf-16"],
+)
+def test_profile_file_that_cannot_be_read_is_named_and_not_shown(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "llm_profiles.json").write_bytes(content)
+    with pytest.raises(LLMSetupError, match=r"llm_profiles\.json cannot be read.*UTF-8") as caught:
         resolve("", "home", tmp_path)
     assert KEY not in everything_in(caught.value)
 
@@ -145,7 +181,9 @@ def everything_in(error: BaseException, depth: int = 6) -> str:
         fake.error(500, f"crash with {KEY}", {"Retry-After": "0"}),
         fake.status(404, {"detail": f"{KEY}"}),
         fake.breaks_off,
-        fake.garbles,
+        fake.streams(b"{not json"),
+        fake.streams({"error": f"no such key: {KEY}"}),
+        fake.status(200, {"choices": [KEY]}),
         fake.hangs,
         fake.says(f"your key is {KEY}"),
     ],

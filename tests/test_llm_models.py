@@ -15,39 +15,18 @@ from typing import Any, Literal
 
 import llm_servers as fake
 import pytest
-from atelier.llm.answers import choice_of, json_schema, one_of
+from atelier.llm.answers import json_schema, one_of
 from atelier.llm.ask import answer_cache, ask, ask_traced
-from atelier.llm.backend import (
-    Hooks,
-    LLMAnswerError,
-    LLMSetupError,
-    Message,
-    Request,
-)
+from atelier.llm.backend import Hooks, LLMAnswerError, LLMSetupError, Message, Request
 from atelier.llm.local import LocalLLM
 from atelier.llm.prompts import Question
 from atelier.llm.server import ServerLLM
-from llm_servers import GOOD, QUESTION, Colour
+from llm_servers import GOOD, QUESTION, Colour, Scene, choice_of
 from pydantic import BaseModel, Field
 
+pytestmark = pytest.mark.usefixtures("fresh_memory")
 
-class Scene(BaseModel):
-    """An answer with capitals in its keys and an open text."""
-
-    Kind: Literal["prompt", "instruction"]
-    Text: str
-
-
-SCENE = '{"Kind": "prompt", "Text": "a star"}'
-
-
-@pytest.fixture(autouse=True)
-def fresh_memory() -> None:
-    """Nothing is remembered from another test."""
-    fake.forget()
-
-
-# --- a real server over a tiny model -----------------------------------------------------------------------
+# A real server over a tiny model
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +89,7 @@ def test_real_server_stops_when_the_host_interrupts(transformers_server: str, ta
     assert time.monotonic() - began < 2
 
 
-# --- local models ------------------------------------------------------------------------------------------
+# Local models
 
 
 class Pick(BaseModel):
@@ -212,6 +191,24 @@ def test_markers_in_user_text_are_no_special_tokens(random_model: Any) -> None:
     tokens = encode_chat(tokenizer, turns)[0].tolist()
     assert tokens.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3  # system, user, assistant
     assert "say blue" in tokenizer.decode(tokens)
+
+
+def test_words_and_blanks_that_were_added_to_a_vocabulary_stay(random_model: Any) -> None:
+    from atelier.llm.local import encode_chat
+
+    tokenizer = copy.deepcopy(random_model().tokenizer)
+    tokenizer.add_tokens(["gull", "   ", "<tool>"])
+    tokens = encode_chat(tokenizer, (Message("system", "s"), Message("user", "two gulls   <tool>")))[0]
+    assert "two gulls   < tool>" in tokenizer.decode(tokens)
+
+
+def test_missing_grammar_engine_is_named(untaught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from atelier.llm.local import open_model
+
+    monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+    with pytest.raises(LLMSetupError, match="pip install llguidance"):
+        open_model(untaught, torch.float32)
 
 
 def test_template_without_a_system_role_gets_the_system_text_in_the_first_turn(random_model: Any) -> None:
