@@ -8,6 +8,7 @@ nothing to do with the wish, is sent back to the model; when that does not help,
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -26,8 +27,8 @@ from .words import content_words, folded_words, phrases, without_syntax, words
 OnError = Literal["rules", "stop"]
 
 MAX_CHARACTERS = 2000
-"""Longest wish that a model is asked about. It has to repeat the wish, and a small model has a context of 8,000
-tokens at most times; a longer text is a finished prompt anyway, and the rules read it."""
+"""Longest wish that a model is asked about. It has to repeat the wish, and many small models take 8,000 tokens in all.
+A longer text is mostly a finished prompt, which the rules leave as it is."""
 
 
 def _language_code(code: str) -> str:
@@ -81,6 +82,7 @@ def read_wish(wish: str, llm: LLM | None = None, on_error: OnError = "rules") ->
         if on_error == "stop":
             raise
         why = f"The LLM was of no help, so the rules read the wish. {error}"
+        logging.warning("Atelier: %s", why)
         return replace(by_rules, trace=(why, *by_rules.trace), asked=error.trace)
     return _reading(by_rules, hidden, answer, asked)
 
@@ -138,7 +140,8 @@ def _reading(by_rules: Wish, hidden: Hidden, answer: WishAnswer, asked: Trace) -
     if in_english:
         negative = _said(negative, hidden.text, trace)
     if answer.kind == "prompt":
-        prompt, negative = _unchanged(by_rules, hidden, prompt, negative, trace)
+        cut = _is_cut(prompt, hidden.text, negative, in_english)
+        prompt, negative = _unchanged(by_rules, hidden, prompt, negative, cut, trace)
     else:
         prompt, negative = hidden.restore(prompt), hidden.restore(negative)
     return Wish(
@@ -155,15 +158,17 @@ def _reading(by_rules: Wish, hidden: Hidden, answer: WishAnswer, asked: Trace) -
     )
 
 
-def _unchanged(by_rules: Wish, hidden: Hidden, prompt: str, negative: str, trace: list[str]) -> tuple[str, str]:
-    """Prompt and negative of a wish that is a prompt: byte for byte, or with nothing but the negative cut out."""
+def _unchanged(
+    by_rules: Wish, hidden: Hidden, prompt: str, negative: str, cut: bool, trace: list[str]
+) -> tuple[str, str]:
+    """Prompt and negative of a wish that is a prompt: byte for byte, or word for word with the negative `cut` out."""
     if not negative:
         trace.append("A prompt: returned unchanged.")
         return by_rules.wish, ""
-    if _is_cut(words(prompt), words(hidden.text)):
+    if cut:
         trace.append(f"left out (read by the LLM): {hidden.restore(negative)}.")
         return hidden.restore(prompt), hidden.restore(negative)
-    trace.append("A prompt, but the LLM reworded it: the rules decided what to leave out.")
+    trace.append("A prompt, but the LLM changed more than that: the rules decided what to leave out.")
     if by_rules.kind == "prompt":
         return by_rules.prompt, by_rules.negative
     return by_rules.wish, ""
@@ -190,10 +195,30 @@ def _style_words(answer: WishAnswer, hidden: Hidden, trace: list[str]) -> tuple[
     return tuple(dict.fromkeys(hidden.restore(style) for style in kept))
 
 
-def _is_cut(part: list[str], whole: list[str]) -> bool:
-    """Whether `part` is `whole` with words left out and none moved or added."""
-    rest = iter(whole)
-    return all(token in rest for token in part)
+def _is_cut(prompt: str, wish: str, negative: str, in_english: bool) -> bool:
+    """Whether a prompt is the wish without what the negative says: no word is moved or added, and none else is lost.
+
+    A piece that is gone does not reach over a comma. In English each has a word of the negative. In other languages,
+    where the negative is a translation, no more pieces are gone than the negative has phrases.
+    """
+    left = iter(words(prompt))
+    expected = next(left, None)
+    gone: list[list[str]] = []
+    for phrase in phrases(wish):
+        gone.append([])
+        for word in words(phrase):
+            if word == expected:
+                expected = next(left, None)
+                gone.append([])
+            else:
+                gone[-1].append(word)
+    pieces = [" ".join(piece) for piece in gone if piece]
+    if expected is not None:
+        return False
+    if in_english:
+        unwanted = set(content_words(negative))
+        return all(unwanted & set(content_words(piece)) for piece in pieces)
+    return len(pieces) <= len(phrases(negative))
 
 
 def _is_english(language: str) -> bool:
