@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .backend import Reply
 
@@ -23,16 +23,15 @@ MAX_STARTS = 64
 MAX_SHOWN = 600
 """Characters of an error or a reply that are shown to a model or a user."""
 
+_TAGS = r"(think|thinking|thought|reasoning|analysis|seed:think)"
 _REASONING = (
-    re.compile(
-        r"<(think|thinking|thought|reasoning|analysis)>.*?(?:</\1>|\Z)",
-        re.DOTALL | re.IGNORECASE,
-    ),
+    re.compile(rf"<{_TAGS}>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE),
+    re.compile(r"\[THINK\].*?(?:\[/THINK\]|\Z)", re.DOTALL),  # Mistral
     # Gemma 4 and gpt-oss name the channel inside their markers.
     re.compile(r"<\|channel>\s*thought.*?(?:<channel\|>|\Z)", re.DOTALL),
     re.compile(r"<\|channel\|>\s*(?:analysis|commentary)\b.*?(?=<\|channel\|>\s*final|\Z)", re.DOTALL),
 )
-_ORPHAN_END = re.compile(r"\A.*</(?:think|thinking|thought|reasoning|analysis)>", re.DOTALL | re.IGNORECASE)
+_ORPHAN_END = re.compile(rf"\A.*(?:</{_TAGS}>|\[/THINK\])", re.DOTALL | re.IGNORECASE)
 """The end of reasoning whose beginning was part of the prompt."""
 
 
@@ -60,11 +59,6 @@ def one_of(options: Iterable[str]) -> Any:
         return exact.get(unicodedata.normalize("NFC", value), value)
 
     return Annotated[Literal[unique], BeforeValidator(as_given)]
-
-
-def choice_of(options: Iterable[str], name: str = "Choice") -> type[BaseModel]:
-    """An answer type with one field, `choice`, that takes exactly one of the options."""
-    return create_model(name, choice=(one_of(options), ...))
 
 
 def json_schema(answer: type[BaseModel]) -> dict[str, Any]:

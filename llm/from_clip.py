@@ -116,6 +116,8 @@ def find_generator(clip: Any) -> Any:
     Raises:
         LLMSetupError: it has none.
     """
+    if clip is None:
+        raise LLMSetupError("No text encoder came in: that checkpoint holds none. Load one with Load CLIP.")
     for module in clip.cond_stage_model.modules():
         # The wrappers around a model have `generate` in any case; only a decoder has logits to draw from.
         if callable(getattr(module, "generate", None)) and callable(getattr(module, "logits", None)):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-INSTALL_HINT = "The grammar engine is not installed. Run: pip install llguidance"
+INSTALL_HINT = "LLM Local needs the grammar engine. Run in ComfyUI's Python environment: pip install llguidance"
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON on one line. With free white space a weak model can write blanks until its tokens run out."""
 
@@ -207,9 +207,12 @@ def encode_chat(tokenizer: PreTrainedTokenizerFast, messages: tuple[Message, ...
 
 
 def _plain(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
-    """The text with a space in each string that this vocabulary holds as one added token, as `neutralise` does."""
+    """The text with a space in each string that this vocabulary holds as one added token, as `neutralise` does.
+
+    Plain words and runs of blanks that were added to a vocabulary are no markers; they stay.
+    """
     for added in tokenizer.added_tokens_decoder.values():
         token = str(added)
-        if len(token) > 2:
+        if len(token) > 2 and not token.isalnum() and not token.isspace():
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text

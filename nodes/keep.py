@@ -5,9 +5,9 @@ node, what it does not need, and the results of such nodes count as not needed u
 if another node runs before the router, as the parser does when the wish changes, the checkpoint is gone by then. A
 stock loader's result stays, because the loader stands in the prompt.
 
-This gives the router's loaders the same standing, through the host's own interface for caches. Between queues it holds
-no model but remembers, by weak references, what the host holds. When a prompt begins in which a router will run, it
-takes hold of that router's models; it lets go when the router has looked for them, or when the prompt ends.
+This gives the router's loaders the same standing, through the host's own interface for caches. Between queues it keeps
+no model alive that the host has let go of. When a prompt begins in which a router will run, it takes hold of that
+router's models; it lets go when the router has looked for them, or when the prompt ends.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ LOADERS = ("atelier_checkpoint", "atelier_lora")
 
 
 class _Remembered:
-    """The outputs of one node, for as long as something else holds its last one.
+    """The outputs of one node, for as long as something else holds the last of them, a checkpoint's VAE.
 
-    A router with a LoRA hands on the checkpoint's VAE but not its model; the model is kept for the VAE's sake.
+    A router with a LoRA hands on the checkpoint's VAE but not its model. So a weak reference to the model would not
+    do: the model is kept as long as the VAE lives.
     """
 
     def __init__(self, outputs: list[list[Any]]) -> None:

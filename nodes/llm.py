@@ -48,6 +48,8 @@ def _seed() -> io.Input:
         default=0,
         min=0,
         max=0xFFFFFFFF,
+        # Another seed asks everything again, so the front end must not draw one for each run.
+        control_after_generate=io.ControlAfterGenerate.fixed,
         tooltip="Start of the random choices. The same seed and question are asked once, then remembered.",
     )
 
@@ -177,13 +179,11 @@ class AtelierLLMLocal(io.ComfyNode):
     def execute(cls, model: str, temperature: float, seed: int, max_tokens: int) -> io.NodeOutput:
         folder = model_folder(model)
         if folder is None:
-            places = ", ".join(folder_paths.get_folder_paths(FOLDER_KEY))
+            what = "No language model is installed" if model == NO_MODEL else f"There is no language model {model}"
             raise ValueError(
-                f"There is no language model {model}. Put the folder of one into {places}, with config.json, "
-                "*.safetensors and tokenizer.json, then press R."
-                if model != NO_MODEL
-                else f"No language model is installed. Put the folder of one into {places}, with config.json, "
-                "*.safetensors and tokenizer.json, then press R."
+                f"{what}. Put the folder of one into {' or '.join(folder_paths.get_folder_paths(FOLDER_KEY))}, with "
+                "config.json, *.safetensors and tokenizer.json, then press R. A GGUF file needs a server such as "
+                "Ollama or llama.cpp, and the LLM Server node."
             )
         llm = LocalLLM(
             folder=folder,

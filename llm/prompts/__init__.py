@@ -18,9 +18,10 @@ _CHAT_MARKERS = re.compile(
     r"<\|[^|<>\n]{1,64}\|?>"  # ChatML, Llama 3, Phi, gpt-oss, Gemma 4: <|im_start|>, <|turn>
     r"|<[^|<>\n]{1,64}\|>"  # Gemma 4: <turn|>
     r"|<｜[^<>\n]{1,64}｜>"  # DeepSeek
+    r"|\[\|[^|\[\]\n]{1,64}\|\]"  # EXAONE: [|user|]
     r"|</?(?:start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token|bos|eos|pad|unk|s"
-    r"|think|thinking|tool_call|tool_response|unused\d{1,5})>"
-    r"|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK|IMG|MODEL_SETTINGS)\]",
+    r"|think|thinking|seed:\w{1,16}|tool_call|tool_response|unused\d{1,5})>"
+    r"|<</?SYS>>|\[/?(?:gMASK|INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK|IMG|MODEL_SETTINGS)\]",
     re.IGNORECASE,
 )
 
