@@ -37,7 +37,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Trace:
-    """How an answer came about: which model, which calls, or that it was remembered. JSON by `asdict`."""
+    """How an answer came about: which model, which calls, or that it was remembered. JSON by `asdict`.
+
+    `attempts` are the calls that brought a reply, usable or not; one that failed is told by its error alone.
+    """
 
     llm: str
     attempts: tuple[Attempt, ...] = ()
