@@ -134,6 +134,11 @@ def ask_traced(llm: LLM, question: Question, answer: type[AnswerT], retries: int
     raise failure
 
 
+def calls_of(error: LLMError) -> int:
+    """The calls that a failed question cost; one at least, because a model that cannot be reached was called too."""
+    return max(1, getattr(error.trace, "calls", 0))
+
+
 def _request(question: Question, answer: type[AnswerT]) -> Request:
     """The first call. Chat markers are taken apart everywhere: model names and tags may hold them as well."""
     schema = json_schema(answer)

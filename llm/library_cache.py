@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from .files import write_whole
 from .records import ModelRecord
 
 CACHE_FILE = "model_library_cache.json"
@@ -70,7 +70,7 @@ class Cache:
             self._changed = False
             # ValueError: a path that is no Unicode.
             with contextlib.suppress(OSError, ValueError):
-                _write(self._file, _adapter().dump_json(_Saved(_made_by(), self._entries)))
+                write_whole(self._file, _adapter().dump_json(_Saved(_made_by(), self._entries)))
 
     def _load(self) -> Mapping[str, Entry]:
         """The entries in the file; none if there is no file or it is of no use."""
@@ -97,20 +97,6 @@ def key_path(key: str) -> str:
 def open_cache(folder: Path | None) -> Cache:
     """The cache of a folder, the same one for every scan of this process."""
     return Cache(folder)
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Put a file in place in one step. Raises OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=file.stem, suffix=".tmp", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-        os.replace(draft, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
-        raise
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, Field, create_model
 
-from .ask import ask_traced
+from .ask import ask_traced, calls_of
 from .backend import LLM, LLMAnswerError, LLMError
 from .clusters import GROUPS, group, tag_counts
 from .embeddings import Encoder
@@ -83,7 +83,7 @@ def by_llm(todo: Mapping[str, ModelRecord], llm: LLM, places: Places, progress: 
         try:
             asked.places |= _ask(batch, llm, names, asked)
         except LLMError as error:
-            asked.calls += max(1, getattr(error.trace, "calls", 0))
+            asked.calls += calls_of(error)
             asked.notes.append(f"The language model did not sort {len(batch)} of the models: {error}")
             if not isinstance(error, LLMAnswerError):
                 break

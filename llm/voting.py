@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, Field, create_model
 
 from .answers import one_of
-from .ask import ask_traced
+from .ask import ask_traced, calls_of
 from .backend import LLM, LLMAnswerError, LLMError
 from .prompts import question
 
@@ -52,8 +52,8 @@ class Ballot:
 
     def share(self) -> str:
         """How many voices of those that voted chose the first winner, in words."""
-        cast = [vote for vote in self.votes if vote.error is None]
-        chose = sum(vote.choice == self.winners[0] for vote in cast)
+        cast, first = [vote for vote in self.votes if vote.error is None], self.winners[0]
+        chose = sum(vote.choice == first for vote in cast)
         return f"{chose} of {len(cast)} {'voice' if len(cast) == 1 else 'voices'}"
 
     def as_json(self) -> list[dict[str, Any]]:
@@ -120,7 +120,7 @@ class Panel:
         """Remember a failure. One that another voice would meet as well ends the asking: nobody waits twice."""
         if self.strict:
             raise error
-        self.calls += max(1, getattr(error.trace, "calls", 0))
+        self.calls += calls_of(error)
         self.errors.append(str(error))
         if not isinstance(error, LLMAnswerError):
             self.failure = str(error)
