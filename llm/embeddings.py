@@ -51,21 +51,19 @@ class MiniLMEncoder:
         """Mean of the last hidden states over the tokens of each text, normalised."""
         import torch
 
-        rows = [np.zeros((0, 384), np.float32)]
-        for start in range(0, len(texts), 64):
+        rows = np.zeros((len(texts), 384), np.float32)
+        by_length = sorted(range(len(texts)), key=lambda at: len(texts[at]))  # a batch is padded to its longest text
+        for start in range(0, len(texts), 32):
+            places = by_length[start : start + 32]
             batch = self._tokenizer(
-                list(texts[start : start + 64]),
-                padding=True,
-                truncation=True,
-                max_length=256,
-                return_tensors="pt",
+                [texts[at] for at in places], padding=True, truncation=True, max_length=256, return_tensors="pt"
             )
             with torch.inference_mode():
                 hidden = self._model(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1)
             mean = (hidden * mask).sum(1) / mask.sum(1)
-            rows.append(torch.nn.functional.normalize(mean, dim=-1).numpy())
-        return np.concatenate(rows)
+            rows[places] = torch.nn.functional.normalize(mean, dim=-1).numpy()
+        return rows
 
 
 class LexicalEncoder:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .embeddings import Encoder
-from .library import Library, ModelRecord
 from .lora import bases_for, best_base, no_base
 from .ranking import FLOOR, LEAD, LIMIT, PRIOR, History, Standing, standings
+from .records import Library, ModelRecord
 from .tree import UNCLASSIFIED, ModelTree, Node, bind, leaves, model_key, tree_from_tags
 from .tree_search import Search, search_notes
 from .voting import Panel

@@ -7,9 +7,9 @@ picked: by the ratings of similar prompts where they tell the models apart, else
 
 Without a language model, a level is decided by what the wish names. Every run of up to four words of the wish is
 compared with the labels of every child, because the few words that name a style drown in the rest of a sentence. A
-child is *evoked* if its best run reaches the encoder's bar. The evoked children near the best are opened. If a wish
-names no style, the models of any style are meant. If it names nothing, everything stays open, so no model is lost by
-a doubtful step.
+child whose label is such a run is meant, and nothing is compared. Else a child is *evoked* if its best run reaches the
+encoder's bar, and the evoked children near the best are opened. If a wish names no style, the models of any style are
+meant. If it names nothing, everything stays open, so no model is lost by a doubtful step.
 
 The nearest model is the one whose description, tags and example prompts have the mean with the least distance to the
 wish. A model with many different examples has a short mean, near to everything; that is the right prior for an
@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from .embeddings import INSTALL_HINT, Encoder, LexicalEncoder, embed
-from .library import ANY_STYLE, ModelRecord
+from .records import ModelRecord
+from .tags import ANY_STYLE
 from .tree import ANY_SUBJECT, Node
 from .voting import Ballot, Panel
 
@@ -37,6 +38,7 @@ BEAM = 0.05
 SHOWN = 24
 """Branches that are put before a voice, the nearest ones: more would not fit a small context."""
 
+_WORD = re.compile(r"[\w'-]+")
 _LONGEST_RUN = 4
 _WORDS_AT_EACH_END = 60
 """Of a longer wish, only so many words from its start and its end are looked at one run at a time."""
@@ -69,9 +71,12 @@ class Search:
         return [leaf for child in opened for leaf in self.walk(child)]
 
     def _step(self, node: Node) -> tuple[Node, ...]:
-        scores = _evidence(node.children, word_runs(self.wish), self.encoder)
+        runs = word_runs(self.wish)
+        # The voices are shown the nearest branches, so for them all are compared.
+        named = {} if self.panel.ready else _named(node.children, runs)
+        scores = named or _evidence(node.children, runs, self.encoder)
         opened, why = _open(node.children, scores, self.encoder.evoked)
-        step: dict[str, Any] = {"at": node.name, "by": self.encoder.name}
+        step: dict[str, Any] = {"at": node.name, "by": "words" if named else self.encoder.name}
         if self.panel.ready:
             shown = _nearest(node.children, scores)
             options = [(child.name, _about_branch(child)) for child in shown]
@@ -94,7 +99,7 @@ class Search:
 
 def word_runs(wish: str) -> tuple[str, ...]:
     """Every run of one to four words that has content at both ends, lower-case, each once, in order."""
-    words = re.findall(r"[\w'-]+", wish.casefold())
+    words = _WORD.findall(wish.casefold())
     if len(words) > 2 * _WORDS_AT_EACH_END:
         words = words[:_WORDS_AT_EACH_END] + words[-_WORDS_AT_EACH_END:]
     runs = [
@@ -123,24 +128,21 @@ def search_notes(wish: str, candidates: Iterable[ModelRecord], encoder: Encoder)
     notes = [f"{model.name}: {note}" for model in candidates for note in model.notes]
     if isinstance(encoder, LexicalEncoder):
         notes.append(f"Compared by words and letters; {INSTALL_HINT}.")
-    if len(re.findall(r"[\w'-]+", wish)) > 2 * _WORDS_AT_EACH_END:
+    if len(_WORD.findall(wish)) > 2 * _WORDS_AT_EACH_END:
         notes.append(f"Of the long wish, the first and last {_WORDS_AT_EACH_END} words decided the path.")
     return notes
 
 
 def _open(children: Sequence[Node], scores: dict[str, float], evoked: float) -> tuple[tuple[Node, ...], str]:
     """The children to go on with by similarity, and why."""
-    best = max(children, key=lambda child: scores[child.name])
-    if scores[best.name] >= evoked:
-        near = scores[best.name] - BEAM
-        opened = [c for c in children if scores[c.name] >= max(near, evoked) or c.name == ANY_SUBJECT]
-        return tuple(opened), f'The wish names "{best.name}" ({scores[best.name]:.2f}).'
+    best = max(scores, key=scores.__getitem__)
+    if scores[best] >= evoked:
+        bar = max(scores[best] - BEAM, evoked)
+        opened = tuple(c for c in children if scores.get(c.name, 0.0) >= bar or c.name == ANY_SUBJECT)
+        return opened, f'The wish names "{best}" ({scores[best]:.2f}).'
     general = tuple(child for child in children if child.name == ANY_STYLE)
     if general:
-        return (
-            general,
-            f'The wish names no style (nearest: "{best.name}", {scores[best.name]:.2f} of {evoked:.2f}).',
-        )
+        return general, f'The wish names no style (nearest: "{best}", {scores[best]:.2f} of {evoked:.2f}).'
     return tuple(children), f"The wish names none of: {_few(child.name for child in children)}."
 
 
@@ -154,6 +156,12 @@ def _elected(children: Sequence[Node], ballot: Ballot) -> tuple[tuple[Node, ...]
     if len(ballot.winners) > 1:
         return opened, f"The voices are tied, so what they chose stays open: {names}."
     return opened, f"{ballot.share()} chose {names}."
+
+
+def _named(children: Sequence[Node], runs: tuple[str, ...]) -> dict[str, float]:
+    """The children that have a run of words for a label, each with the similarity of a text to itself."""
+    said = set(runs)
+    return {child.name: 1.0 for child in children if any(label.casefold() in said for label in child.labels)}
 
 
 def _evidence(children: Sequence[Node], runs: tuple[str, ...], encoder: Encoder) -> dict[str, float]:

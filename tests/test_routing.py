@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from atelier.llm.backend import LLMAnswerError, LLMConnectionError
 from atelier.llm.embeddings import LexicalEncoder
-from atelier.llm.library import Library, ModelRecord
 from atelier.llm.ranking import FLOOR, LEAD, PRIOR, standings
+from atelier.llm.records import Library, ModelRecord
 from atelier.llm.routing import Choice, choose
 from atelier.llm.tree import UNCLASSIFIED, ModelTree, Style, Subject, model_key, tree_from_tags
 from atelier.llm.tree_build import grow
@@ -66,6 +66,25 @@ def route(wish: str, *models: ModelRecord, **options: Any) -> Choice:
     inside = {*(models or MODELS)} | {options.get("fallback")}
     assert choice.model in inside and all(place.model in inside for place in choice.ranking)
     return choice
+
+
+# Words
+
+
+def test_a_branch_that_is_named_word_for_word_is_not_compared() -> None:
+    asked: list[str] = []
+
+    class Counting(LexicalEncoder):
+        def encode(self, texts: Sequence[str]) -> Any:
+            asked.extend(texts)
+            return super().encode(texts)
+
+    encoder = Counting()
+    step = choose(library(), "a red star, NEON light", encoder).trace["path"][0]
+    assert (step["opened"], step["by"], step["scores"]) == (["neon"], "words", {"neon": 1.0})
+    assert "red star" not in asked and "a red star, NEON light" in asked
+    step = choose(library(), "a red star, neonlike", encoder).trace["path"][0]
+    assert step["by"] == encoder.name and len(step["scores"]) == 3 and "red star" in asked
 
 
 # Voices
