@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, model_validator
 
-from .ask import Trace, ask_traced
+from .ask import Trace, ask_traced, calls_of
 from .backend import LLM, LLMError
 from .placeholders import PLACEHOLDER, Hidden, hide
 from .prompts import question
@@ -54,11 +54,12 @@ black white grey gray red blue green golden monochrome
 
 @dataclass(frozen=True)
 class Extended:
-    """A prompt in the model's manner, its negative prompt, and in sentences how they came about."""
+    """A prompt in the model's manner, its negative prompt, in sentences how they came about, and calls to the LLM."""
 
     prompt: str
     negative: str
     trace: tuple[str, ...]
+    calls: int = 0
 
 
 class ExtendedPrompt(BaseModel):
@@ -67,7 +68,7 @@ class ExtendedPrompt(BaseModel):
     prompt: str
 
 
-def extend(prompt: str, negative: str, record: ModelRecord, llm: LLM | None) -> Extended:
+def extend(prompt: str, negative: str, record: ModelRecord, llm: LLM | None, strict: bool = False) -> Extended:
     """Write a prompt after the example prompts and trigger words of a model, and take its negative prompt.
 
     It can be called again, for the next model of a chain: what is there already is not added twice.
@@ -77,9 +78,15 @@ def extend(prompt: str, negative: str, record: ModelRecord, llm: LLM | None) -> 
         negative: the user's, may be empty. It stays as it is, the model's follows.
         record: the chosen model.
         llm: rewrites the prompt; None for the embedded default.
+        strict: whether a failure of the LLM is raised instead of leaving the embedded default.
+
+    Raises:
+        LLMError: the LLM gave no usable rewrite, and `strict` is set.
     """
     trace: list[str] = []
-    written = _rewritten(prompt, negative, record, llm, trace) if llm is not None else prompt
+    written, calls = prompt, 0
+    if llm is not None:
+        written, calls = _rewritten(prompt, negative, record, llm, strict, trace)
     styled = written != prompt
     additions = [words for words in record.trigger_words if not mentions(written, words)]
     additions = _not_left_out(additions, negative, trace)
@@ -93,7 +100,7 @@ def extend(prompt: str, negative: str, record: ModelRecord, llm: LLM | None) -> 
     written = _append(written, additions)
     if written == prompt:
         trace.append("The model asks for nothing more: the prompt is unchanged.")
-    return Extended(written, _negative(prompt, negative, record.negative, trace), tuple(trace))
+    return Extended(written, _negative(prompt, negative, record.negative, trace), tuple(trace), calls)
 
 
 def _append(text: str, additions: Iterable[str]) -> str:
@@ -181,8 +188,10 @@ _MODIFIERS = frozenset(folded_words(_MODIFIERS_LISTED))
 # With a language model
 
 
-def _rewritten(prompt: str, negative: str, record: ModelRecord, llm: LLM, trace: list[str]) -> str:
-    """The prompt as the language model writes it, or as it was, with the reason in the trace."""
+def _rewritten(
+    prompt: str, negative: str, record: ModelRecord, llm: LLM, strict: bool, trace: list[str]
+) -> tuple[str, int]:
+    """The prompt as the language model writes it, or as it was, with the reason in the trace; and the calls."""
     hidden = hide(prompt)
     why = ""
     if not record.example_prompts:
@@ -193,7 +202,7 @@ def _rewritten(prompt: str, negative: str, record: ModelRecord, llm: LLM, trace:
         why = "there is nothing but prompt syntax"
     if why:
         trace.append(f"The LLM was not asked: {why}.")
-        return prompt
+        return prompt, 0
     examples = "\n".join(_shown(example) for example in record.example_prompts[:SHOWN_EXAMPLES])
     asked = question(
         "extend",
@@ -205,10 +214,12 @@ def _rewritten(prompt: str, negative: str, record: ModelRecord, llm: LLM, trace:
     try:
         answer, calls = ask_traced(llm, asked, _answer_type(hidden, negative, record))
     except LLMError as error:
+        if strict:
+            raise
         trace.append(f"The LLM's rewrite was dropped. {error}")
-        return prompt
+        return prompt, calls_of(error)
     trace.append(_told(calls))
-    return hidden.restore(answer.prompt.strip())
+    return hidden.restore(answer.prompt.strip()), calls.calls
 
 
 def _shown(example: str) -> str:

@@ -107,17 +107,15 @@ def architecture(family: str) -> str:
 
 
 def fit(lora: ModelRecord, base: ModelRecord) -> int:
-    """How well a LoRA goes with a base model: 2 same family, 1 same architecture, 0 not at all or not known."""
+    """How well a LoRA goes with a checkpoint or diffusion model: 2 same family, 1 same architecture, 0 not at all.
+
+    An unknown family fits nothing.
+    """
     if lora.kind != "lora" or base.kind == "lora" or not lora.family:
         return 0
     if lora.family == base.family:
         return 2
     return int(architecture(lora.family) == architecture(base.family))
-
-
-def compatible(lora: ModelRecord, base: ModelRecord) -> bool:
-    """Whether a LoRA can be applied to a checkpoint or diffusion model. An unknown family fits nothing."""
-    return fit(lora, base) > 0
 
 
 def _words(text: str) -> str:

@@ -17,32 +17,19 @@ Three sources, the first that has a thing winning: the user's edits (`library_ed
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path, PureWindowsPath
 
 from safetensors import SafetensorError
 
-from .families import architecture, compatible, family_of, fit, narrowed
+from .families import architecture, family_of, narrowed
 from .headers import Header, read_header
 from .library_cache import Cache, cache_key, open_cache
 from .library_edits import Edits, read_edits
 from .library_files import Folders, ModelFiles
 from .records import Kind, Library, ModelRecord, clean, in_words, name_in_words, split
 from .sidefiles import SideText, plain_text, read_side_files
-from .tags import ANY_STYLE, json_value, sort_tags, training_tags
-
-__all__ = [
-    "ANY_STYLE",
-    "Kind",
-    "Library",
-    "ModelRecord",
-    "compatible",
-    "fingerprint",
-    "fit",
-    "name_in_words",
-    "record",
-    "scan",
-]
+from .tags import json_value, sort_tags, training_tags
 
 Locate = Callable[[str], str | None]
 
@@ -99,11 +86,6 @@ def fingerprint(names: Iterable[str], locate: Locate, folder: Path | None = None
     return state.hexdigest()
 
 
-def record(name: str, metadata: Mapping[str, str]) -> ModelRecord:
-    """Make a record of a header's text alone. What cannot be read is left out and noted."""
-    return _merge(name, "checkpoint", Header(metadata), SideText(), None)
-
-
 def _look(name: str, locate: Locate, folders: Folders) -> ModelFiles:
     if _writable(name) != name:
         raise ValueError("its name is not valid Unicode: rename it")
@@ -118,12 +100,14 @@ def _known(name: str, kind: Kind, files: ModelFiles, cache: Cache, edits: Edits)
     key = cache_key(kind, files.path)
     found = cache.get(key, files.state)
     if found is None or found.name != name:
-        found = _merge(name, kind, read_header(files.path), read_side_files(files.side_files), files.preview)
+        found = record(name, kind, read_header(files.path), read_side_files(files.side_files), files.preview)
         cache.put(key, files.state, found)
     return edits.apply(found)
 
 
-def _merge(name: str, kind: Kind, header: Header, side: SideText, preview: str | None) -> ModelRecord:
+def record(name: str, kind: Kind, header: Header, side: SideText, preview: str | None) -> ModelRecord:
+    """What a file's header and its side files say of it, as the head of this module tells. What cannot be read is left
+    out and noted."""
     text, notes = header.text, list(side.notes)
     tags = split(text.get("modelspec.tags", "")) or side.tags
     if not tags:

@@ -29,7 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import PureWindowsPath
 from typing import Any, Literal
 
-from .library import ANY_STYLE, ModelRecord, name_in_words
+from .records import ModelRecord, name_in_words
+from .tags import ANY_STYLE
 
 MODEL_TREE_TYPE = "ATELIER_MODEL_TREE"
 """Name of the socket that carries a `ModelTree`."""
@@ -101,12 +102,6 @@ def leaves(node: Node) -> Iterator[Node]:
         yield from leaves(child)
 
 
-def missing_triggers(wish: str, model: ModelRecord) -> tuple[str, ...]:
-    """The model's trigger words that the wish does not contain, upper and lower case being the same."""
-    said = wish.casefold()
-    return tuple(words for words in model.trigger_words if words.casefold() not in said)
-
-
 def tree_from_tags(models: Sequence[ModelRecord]) -> ModelTree:
     """The tree that the tags make as they are: a model stands under each of its subjects and styles."""
     tagged = [model for model in models if model.classified]
@@ -116,11 +111,6 @@ def tree_from_tags(models: Sequence[ModelRecord]) -> ModelTree:
     )
     unclassified = sorted(model_key(model) for model in models if not model.classified)
     return ModelTree(branches, tuple(unclassified), made_by="tags")
-
-
-def build_tree(models: Sequence[ModelRecord]) -> Node:
-    """`tree_from_tags`, ready to be walked."""
-    return bind(tree_from_tags(models), models)[0]
 
 
 def subjects_of(model: ModelRecord) -> tuple[str, ...]:

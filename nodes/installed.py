@@ -9,7 +9,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ..llm.library import Kind, Library, fingerprint, scan
+from ..llm.library import fingerprint, scan
+from ..llm.records import Kind, Library
 
 FOLDERS: dict[Kind, str] = {"checkpoint": "checkpoints", "lora": "loras"}
 """The kinds that the stock loaders of an expansion can load, and the host's folders of their files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import folder_paths
 from comfy_api.latest import io
@@ -10,9 +11,12 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..llm.backend import LLM
 from ..llm.embeddings import load_encoder
-from ..llm.library import Library, ModelRecord, scan
+from ..llm.extend import Extended
+from ..llm.extend import extend as extend_prompt
+from ..llm.library import scan
+from ..llm.records import ModelRecord
 from ..llm.routing import Choice, Ranked, choose
-from ..llm.tree import MODEL_TREE_TYPE, ModelTree, missing_triggers, model_key
+from ..llm.tree import MODEL_TREE_TYPE, ModelTree, model_key
 from ..llm.voting import Panel
 from .history import ratings_state, stored_history
 from .installed import installed_state, locate, private_folder, read_library
@@ -31,7 +35,8 @@ class AtelierModelTreeRouter(io.ComfyNode):
             node_id="AtelierModelTreeRouter",
             display_name="Model Tree Router",
             category="Atelier/Route",
-            description="Picks the installed checkpoint or LoRA that suits the wish best, says why, and loads it.",
+            description="Picks the installed checkpoint or LoRA that suits the wish best, says why, loads it, "
+            "and writes the prompt in its manner.",
             search_aliases=[
                 "choose checkpoint",
                 "select model",
@@ -39,6 +44,7 @@ class AtelierModelTreeRouter(io.ComfyNode):
                 "auto checkpoint",
                 "choose lora",
                 "tree of thought",
+                "extend prompt",
                 "diffusiongpt",
             ],
             inputs=[*_first_inputs(), *_sockets(), *_widgets()],
@@ -65,21 +71,27 @@ class AtelierModelTreeRouter(io.ComfyNode):
         rank: int = 1,
         voices: int = 3,
         on_error: str = "similarity",
+        negative: str = "",
+        extend: bool = True,
     ) -> io.NodeOutput:
-        encoder = load_encoder()
+        encoder, panel = load_encoder(), Panel(llm, voices, strict=on_error == "stop")
         choice = choose(
             read_library(candidates, loras),
             wish,
             encoder,
             _fallback(fallback),
             tree=tree,
-            panel=Panel(llm, voices, strict=on_error == "stop"),
+            panel=panel,
             history=stored_history(encoder) if feedback else None,
             count=max(top_k, rank),
         )
         place = choice.ranking[min(rank, len(choice.ranking)) - 1]
         model, clip, vae, expansion = _loaded(place)
+        written = Extended(wish, negative, ("Extension is off.",))
+        if extend:
+            written = extend_prompt(wish, negative, place.model, llm if panel.ready else None, panel.strict)
         trace = {**choice.trace, "loaded": model_key(place.model), "encoder": encoder.name}
+        trace["extension"] = {"on": extend, **asdict(written)}
         return io.NodeOutput(
             model,
             clip,
@@ -88,8 +100,8 @@ class AtelierModelTreeRouter(io.ComfyNode):
             ", ".join(place.model.trigger_words),
             _reason(choice, place, rank),
             json.dumps(trace, ensure_ascii=False, indent=2),
-            ", ".join([wish, *missing_triggers(wish, place.model)]),
-            place.model.negative,
+            written.prompt,
+            written.negative,
             place.model.name if place.base else "",
             _runners_up(choice, top_k),
             place.model,
@@ -185,6 +197,20 @@ def _widgets() -> list[io.Input]:
             tooltip="When the language model gives no usable answer: "
             "let similarity decide and say why in the trace, or stop the run.",
         ),
+        io.String.Input(
+            "negative",
+            default="",
+            dynamic_prompts=False,
+            optional=True,
+            tooltip="What to leave out. Link the negative of the LLM Prompt Parser, or write here.",
+        ),
+        io.Boolean.Input(
+            "extend",
+            default=True,
+            optional=True,
+            tooltip="Whether the prompt is written after the chosen model's trigger words and example prompts, and its "
+            "negative prompt is added. Your words all remain. Off: both stay as they are.",
+        ),
     ]
 
 
@@ -196,9 +222,11 @@ def _outputs() -> list[io.Output]:
         io.String.Output("checkpoint", tooltip="The name of the checkpoint that is loaded."),
         io.String.Output("trigger_words", tooltip="The chosen model's trigger words, separated by commas."),
         io.String.Output("reason", tooltip="Why this model, in a few sentences."),
-        io.String.Output("trace", tooltip="Path, votes, scores, ratings, ranking and skipped files, as JSON."),
-        io.String.Output("prompt", tooltip="The wish, with the trigger words that it lacks at its end."),
-        io.String.Output("negative", tooltip="The chosen model's own negative prompt. Often empty."),
+        io.String.Output(
+            "trace", tooltip="Path, votes, scores, ratings, ranking, skipped files and extension, as JSON."
+        ),
+        io.String.Output("prompt", tooltip="The wish in the chosen model's manner. All of its words remain."),
+        io.String.Output("negative", tooltip="What you leave out, then the chosen model's own negative prompt."),
         io.String.Output("lora", tooltip="The name of the chosen LoRA. Empty if a checkpoint was chosen."),
         io.String.Output("runners_up", tooltip="The next places of the ranking and what speaks for them."),
         ModelRecordSocket.Output("record", tooltip="What is known of the chosen model, for other Atelier nodes."),
@@ -240,7 +268,7 @@ def _fallback(name: str) -> ModelRecord | None:
     """
     if name == NO_FALLBACK:
         return None
-    library: Library = scan([name], locate("checkpoint"), "checkpoint", private_folder())
+    library = scan([name], locate("checkpoint"), "checkpoint", private_folder())
     if not library.models:
         raise ValueError(f"The fallback {name} cannot be read: {library.skipped[name]}. Choose another one, or none.")
     return library.models[0]

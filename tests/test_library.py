@@ -8,19 +8,19 @@ import struct
 import sys
 import unicodedata
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from atelier.llm import library_cache
-from atelier.llm.families import family_of, known_family
-from atelier.llm.headers import LARGEST_HEADER
-from atelier.llm.library import Library, ModelRecord, compatible, fingerprint, fit, name_in_words, record, scan
+from atelier.llm.families import family_of, fit, known_family
+from atelier.llm.headers import LARGEST_HEADER, Header
+from atelier.llm.library import fingerprint, record, scan
 from atelier.llm.library_cache import CACHE_FILE, open_cache
 from atelier.llm.library_edits import EDITS_FILE
-from atelier.llm.sidefiles import LARGEST_FILE, plain_text
+from atelier.llm.records import Library, ModelRecord, name_in_words
+from atelier.llm.sidefiles import LARGEST_FILE, SideText, plain_text
 from safetensors.numpy import save_file
 
 
@@ -234,7 +234,7 @@ def test_a_bad_edit_is_noted_and_does_not_count(place: Place, content: Any, note
     place.model("a.safetensors")
     place.edits(content)
     found = place.scan("lora")
-    assert found.models[0] == replace(record("a.safetensors", {}), kind="lora")
+    assert found.models[0] == record("a.safetensors", "lora", Header(), SideText(), None)
     assert len(found.notes) == 1 and note in found.notes[0]
 
 
@@ -351,11 +351,11 @@ def test_what_goes_with_what() -> None:
     pony = model("pony", "lora")
     assert [fit(pony, model(family)) for family in ("pony", "sdxl", "illustrious", "sd15", "")] == [2, 1, 1, 0, 0]
     assert fit(pony, model("pony", "diffusion_model")) == 2
-    assert compatible(model("flux", "lora"), model("flux", "diffusion_model"))
-    assert not compatible(model("flux", "lora"), model("flux2"))
-    assert not compatible(model("", "lora"), model(""))
-    assert not compatible(pony, pony)
-    assert not compatible(model("pony"), model("pony"))
+    assert fit(model("flux", "lora"), model("flux", "diffusion_model")) == 2
+    assert fit(model("flux", "lora"), model("flux2")) == 0
+    assert fit(model("", "lora"), model("")) == 0
+    assert fit(pony, pony) == 0
+    assert fit(model("pony"), model("pony")) == 0
 
 
 # Names

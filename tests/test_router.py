@@ -13,12 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from atelier.llm.backend import LLMAnswerError, LLMConnectionError
 from atelier.llm.embeddings import Encoder, LexicalEncoder, MiniLMEncoder
-from atelier.llm.library import Library, ModelRecord, name_in_words, record, scan
+from atelier.llm.headers import Header
+from atelier.llm.library import record as make_record
+from atelier.llm.library import scan
+from atelier.llm.records import Library, ModelRecord, name_in_words
 from atelier.llm.routing import choose
-from atelier.llm.tree import ANY_SUBJECT, UNCLASSIFIED, build_tree, leaves, missing_triggers
+from atelier.llm.sidefiles import SideText
+from atelier.llm.tree import ANY_SUBJECT, UNCLASSIFIED, bind, leaves, tree_from_tags
 from atelier.llm.tree_search import word_runs
+from atelier.llm.words import missing_words
 from safetensors.numpy import save_file
+from scripted_llm import Scripted, choosing
 
 CONTENTS = ("a red star", "a blue square", "a small green circle above a red heart")
 
@@ -75,6 +82,10 @@ PARAPHRASES = [
     ("a heart of glowing tubes of light in the dark", NEON),
     ("a yellow cross, a retro video game sprite", PIXEL),
 ]
+
+
+def record(name: str, header: dict[str, str]) -> ModelRecord:
+    return make_record(name, "checkpoint", Header(header), SideText(), None)
 
 
 def library(models: dict[str, dict[str, str]] = SHAPES) -> Library:
@@ -199,10 +210,10 @@ def test_every_model_is_in_a_leaf_and_the_order_of_files_does_not_matter() -> No
     models["anime.safetensors"] = {"modelspec.tags": "anime"}
     models["many.safetensors"] = {"modelspec.tags": "f, e, d, c, b, a"}
     records = library(models).models
-    tree = build_tree(records)
+    tree, _ = bind(tree_from_tags(records), records)
     assert {model.name for leaf in leaves(tree) for model in leaf.models} == set(models)
     assert [child.name for child in tree.children] == ["a", ANY_SUBJECT, *"bcdef", "shapes", UNCLASSIFIED]
-    assert build_tree(tuple(reversed(records))) == tree
+    assert bind(tree_from_tags(records[::-1]), records[::-1])[0] == tree
 
 
 @pytest.mark.parametrize(("wish", "name"), WISHES)
@@ -292,27 +303,36 @@ def test_nothing_to_choose_by_or_from(encoder: Encoder) -> None:
         choose(Library((), {}), "a star", encoder)
 
 
-def test_only_missing_trigger_words_are_added() -> None:
-    model = ModelRecord("m", trigger_words=("drawn in chalk", "board"))
-    assert missing_triggers("a star, Drawn in Chalk", model) == ("board",)
-
-
 # Learning from ratings
 
 COLOURS = ("red", "blue", "green", "yellow", "purple", "orange")
 THINGS = ("star", "circle", "square", "heart", "ring")
-MANNERS = {CHALK: "drawn in chalk", NEON: "as a neon sign", PIXEL: "in pixel art", BASE: "on a white background"}
+LIAR = "shapes/a liar.safetensors"
+MANNERS = {
+    CHALK: "drawn in chalk",
+    NEON: "as a neon sign",
+    PIXEL: "in pixel art",
+    BASE: "on a white background",
+    LIAR: "in watercolour",
+}
 
 
 def test_ratings_move_the_router_away_from_an_expert_whose_tags_lie(tmp_path: Path, encoder: Encoder) -> None:
-    """The store is the real one. After 30 ratings of chalk wishes, and only these, other wishes go where they went."""
+    """It says that it is good at chalk and at watercolour, and is at watercolour. After 30 ratings of chalk wishes,
+    and only these, chalk goes to the expert for chalk, and all else goes where it went. The store is the real one."""
     from atelier.feedback.records import StoredImage
     from atelier.feedback.store import open_store
     from atelier.nodes.history import StoredHistory
 
-    liar = "shapes/a liar.safetensors"
-    lies = {**SHAPES[CHALK], "modelspec.title": "Best chalk shapes drawn in chalk"}
-    models = library({**SHAPES, liar: lies})
+    lies = {
+        **SHAPES[CHALK],
+        "modelspec.title": "Best chalk shapes drawn in chalk",
+        "modelspec.tags": "style:chalk, style:watercolour, subject:shapes",
+        "atelier.example_prompts": json.dumps(
+            [f"a {c} {t}, drawn in chalk" for c, t in zip(COLOURS, THINGS, strict=False)]
+        ),
+    }
+    models = library({**SHAPES, LIAR: lies})
     url = f"sqlite:///{tmp_path}/ratings.sqlite3"
     store, history = open_store(url), StoredHistory(url, encoder)
 
@@ -320,8 +340,9 @@ def test_ratings_move_the_router_away_from_an_expert_whose_tags_lie(tmp_path: Pa
         return choose(models, wish, encoder, history=history).model.name
 
     prompts = {model: [f"a {c} {t}, {said}" for c in COLOURS for t in THINGS] for model, said in MANNERS.items()}
-    before = {model: [chosen(wish) for wish in prompts[model][:10]] for model in (NEON, PIXEL, BASE)}
-    assert liar in [chosen(wish) for wish in prompts[CHALK]], "the lie must work at first"
+    before = {model: [chosen(wish) for wish in prompts[model][:10]] for model in (NEON, PIXEL, BASE, LIAR)}
+    assert before[LIAR] == [LIAR] * 10
+    assert [chosen(wish) for wish in prompts[CHALK]].count(LIAR) > 15, "the lie must work at first"
     for number, wish in enumerate(prompts[CHALK]):
         picture = StoredImage(f"{number:064x}", wish, "session", checkpoint=chosen(wish))
         store.register([picture])
@@ -463,6 +484,56 @@ def test_a_broken_database_is_a_note_and_no_reason_to_stop(checkpoints: Path, mo
     assert found["trace"]["notes"][0].startswith("Ratings were not used: The ratings database")
 
 
+# The prompt
+
+
+def test_extension_can_be_off_and_then_changes_no_byte(checkpoints: Path) -> None:
+    wish, negative = "  a (red:1.2) ★,\n\tin chalk , ", " blurry ,"
+    found = route(wish, negative=negative, extend=False)
+    assert (found["checkpoint"], found["prompt"], found["negative"]) == (CHALK, wish, negative)
+    assert found["trace"]["extension"]["on"] is False
+    assert route(wish, negative=negative)["prompt"] == "  a (red:1.2) ★,\n\tin chalk, drawn in chalk"
+
+
+def test_the_prompt_is_extended_for_the_place_that_is_loaded(checkpoints: Path) -> None:
+    (checkpoints / "shapes/neon.json").write_text(json.dumps({"negative text": "daylight, red"}))
+    for rank in (1, 2, 3, 4):
+        found = route("a red star drawn in chalk", negative="text", rank=rank)
+        (trigger,) = found["record"].trigger_words or ("a red star",)
+        assert trigger in found["prompt"] and found["prompt"].startswith("a red star drawn in chalk")
+        assert found["negative"] == ("text, daylight" if found["checkpoint"] == NEON else "text")
+
+
+def test_a_language_model_rewrites_after_the_chosen_models_examples(checkpoints: Path) -> None:
+    def answer(options: dict[str, str], seed: int) -> dict[str, Any]:
+        return choosing("chalk")(options, seed) if options else {"prompt": "dusty, a red star drawn in chalk"}
+
+    llm = Scripted(answer)
+    found = route("a red star drawn in chalk", llm=llm, voices=1)
+    assert (found["checkpoint"], found["prompt"]) == (CHALK, "dusty, a red star drawn in chalk")
+    assert found["trace"]["extension"]["calls"] == 1
+    assert "a blue square, drawn in chalk" in llm.asked[-1].messages[1].content
+
+
+def test_a_rewrite_that_loses_a_word_is_dropped_or_stops_the_run(checkpoints: Path) -> None:
+    def answer(options: dict[str, str], seed: int) -> dict[str, Any]:
+        return choosing("chalk")(options, seed) if options else {"prompt": "a star drawn in chalk"}
+
+    wish = "a red star drawn in chalk"
+    found = route(wish, llm=Scripted(answer), voices=1)
+    assert found["prompt"] == wish and found["trace"]["extension"]["calls"] == 3
+    assert "missing: red" in found["trace"]["extension"]["trace"][0]
+    with pytest.raises(LLMAnswerError, match="missing: red"):
+        route(wish, llm=Scripted(answer), voices=1, on_error="stop")
+    assert route(wish, llm=Scripted(answer), voices=1, on_error="stop", extend=False)["prompt"] == wish
+
+
+def test_a_model_that_cannot_be_reached_is_not_asked_for_the_prompt(checkpoints: Path) -> None:
+    llm = Scripted(lambda options, seed: LLMConnectionError("nobody answers"))
+    assert route("a neon star", llm=llm)["prompt"] == "a neon star, as a neon sign"
+    assert len(llm.asked) == 1
+
+
 # Keeping what is loaded
 
 
@@ -599,6 +670,30 @@ def queue_wish(server: Any, wish: str, seed: int, folder: str) -> tuple[str, int
     entry = server.queue(graph)
     loads = server.log()[before:].count("model_type")
     return Path(entry["outputs"]["4"]["text"][0]).name, loads
+
+
+@pytest.mark.parametrize("negative", ["", "blurry"])
+def test_the_prompt_is_extended_over_the_api(server: Any, served: str, negative: str) -> None:
+    folder = Path(server.base) / "models" / "checkpoints" / served
+    (folder / "chalk.json").write_text(json.dumps({"negative text": "photo, colour"}))
+    wish = "(two:1.2) red stars  above a blue ring, on chalk {board|wall} "
+    graph = {
+        "1": {
+            "class_type": "AtelierModelTreeRouter",
+            "inputs": {"wish": wish, "candidates": f"{served}/*", "fallback": "none", "negative": negative},
+        },
+        **{str(n): {"class_type": "PreviewAny", "inputs": {"source": ["1", n]}} for n in (6, 7, 8)},
+    }
+    trace, *shown = (server.queue(graph)["outputs"][key]["text"][0] for key in "678")
+    extension = json.loads(trace)["extension"]
+    assert shown == [extension["prompt"], extension["negative"]]
+    assert shown[0].startswith(wish.rstrip()) and missing_words(wish, shown[0]) == []
+    assert shown[0].endswith(", drawn in chalk")
+    assert shown[1] == ", ".join(filter(None, [negative, "photo, colour"]))
+    assert extension["on"] and "Trigger words of the model: drawn in chalk." in extension["trace"]
+    graph["1"]["inputs"]["extend"] = False
+    _, *shown = (server.queue(graph)["outputs"][key]["text"][0] for key in "678")
+    assert shown == [wish, negative]
 
 
 def test_a_checkpoint_stays_loaded_when_the_parser_runs_before_the_router(server: Any, served: str) -> None:

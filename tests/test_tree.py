@@ -15,7 +15,7 @@ import pytest
 from atelier.llm.backend import LLMConnectionError
 from atelier.llm.clusters import GROUPS, group
 from atelier.llm.embeddings import LexicalEncoder
-from atelier.llm.library import ModelRecord
+from atelier.llm.records import ModelRecord
 from atelier.llm.tree import (
     ANY_SUBJECT,
     UNCLASSIFIED,
