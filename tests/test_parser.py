@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
 from atelier.llm.parser import KINDS, parse
+from growth import grows_linearly
 
 CORES = [
     (
@@ -179,17 +179,7 @@ def test_a_long_wish_is_kept_whole() -> None:
     ],
 )
 def test_time_grows_with_length_not_with_its_square(unit: str) -> None:
-    def seconds(length: int) -> float:
-        wish = "a" + unit * (length // len(unit))
-        best = float("inf")
-        for _ in range(3):
-            start = time.process_time()
-            parse(wish)
-            best = min(best, time.process_time() - start)
-        return best
-
-    # Eight times the length: 8 if linear, 64 if quadratic. The millisecond absorbs what does not grow.
-    assert seconds(80_000) < 24 * (seconds(10_000) + 1e-3)
+    assert grows_linearly(parse, "a", unit)
 
 
 def test_the_node_gives_its_first_four_outputs() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from atelier.llm.edits import edit_instruction
 from atelier.llm.language import language_of
 from atelier.llm.parser import parse
 from atelier.llm.placeholders import hide
 from atelier.llm.wish import read_by_rules
+from growth import grows_linearly
 
 EDITS = [
     ("make the sky red in this picture", "make the sky red in this picture"),
@@ -84,13 +83,4 @@ def test_rules_find_style_words_and_their_company() -> None:
 
 @pytest.mark.parametrize("unit", ["make the a ", "in this picture, ", "add a ", "please ", "turn the x ", " ", "⟦"])
 def test_time_grows_with_length_not_with_its_square(unit: str) -> None:
-    def seconds(length: int) -> float:
-        wish = "make the " + unit * (length // len(unit))
-        best = float("inf")
-        for _ in range(3):
-            start = time.process_time()
-            edit_instruction(wish), language_of(wish), hide(wish)
-            best = min(best, time.process_time() - start)
-        return best
-
-    assert seconds(80_000) < 24 * (seconds(10_000) + 1e-3)
+    assert grows_linearly(lambda wish: (edit_instruction(wish), language_of(wish), hide(wish)), "make the ", unit)
