@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,7 +34,6 @@ STRETCH = 1.25
 TUBE, SMALL = 0.24, 22.0
 """Width of a neon tube in radii, for things of at most so many pixels from centre to edge; others have thin tubes."""
 GROUNDS = BACKGROUNDS | STYLE_SURFACE
-DARK = ("neon", "black", "night", "chalk")
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,11 @@ def look(picture: Image.Image | np.ndarray) -> Sight:
     )
     surface = np.median(ring, 0)
     contrast = np.linalg.norm(lab - surface, axis=-1)
-    things, hollow = [], []
-    for piece in _pieces(contrast > FOREGROUND):
-        seen, is_hollow = _best_reading(piece, contrast, lab, _nearest(surface, GROUNDS) in DARK)
-        things += seen
-        hollow += [is_hollow] * len(seen)
-    is_neon = bool(hollow) and np.mean(hollow) >= 0.5 and _nearest(surface, GROUNDS) in DARK
+    ground = _nearest(surface, GROUNDS)
+    pieces = _pieces(contrast > FOREGROUND)
+    things = [thing for piece in pieces for thing in _best_reading(piece, contrast, lab, ground == "neon")]
     things.sort(key=lambda seen: -seen.radius)
-    return Sight(tuple(things), _nearest(surface, BACKGROUNDS), "neon" if is_neon else _style(surface))
+    return Sight(tuple(things), _nearest(surface, BACKGROUNDS), ground if ground in STYLE_SURFACE else "flat")
 
 
 def _pieces(mask: np.ndarray) -> list[np.ndarray]:
@@ -86,20 +83,17 @@ def _pieces(mask: np.ndarray) -> list[np.ndarray]:
     return [labels == index for index in range(1, len(sizes)) if sizes[index] >= SMALLEST // 2]
 
 
-def _best_reading(piece: np.ndarray, contrast: np.ndarray, lab: np.ndarray, dark: bool) -> tuple[list[Seen], bool]:
-    """The things in a connected piece, and whether they are hollow: taken as a whole, or cut by colour where that
-    fits the templates better. Things of two colours may touch; a shine or a stripe is no thing of its own."""
-    best: tuple[float, list[Seen], bool] = (-np.inf, [], False)
-    for parts in ([piece], _by_colour(piece, lab)):
-        seen, hollow = [], []
-        for part in parts:
-            solids, is_hollow = _solids(part, contrast)
-            seen += [_identify(mask, contrast, lab, is_hollow and dark) for mask in solids]
-            hollow.append(is_hollow)
+def _best_reading(piece: np.ndarray, contrast: np.ndarray, lab: np.ndarray, tubes: bool) -> list[Seen]:
+    """The things in a connected piece: taken as a whole, or cut by colour where that fits the templates better. Things
+    of two colours may touch; a shine or a stripe is no thing of its own. `tubes`: they may have bright lines around."""
+    best: tuple[float, list[Seen]] = (-np.inf, [])
+    for parts, lines in itertools.product(([piece], _by_colour(piece, lab)), (False, True) if tubes else (False,)):
+        masks = [mask for part in parts for mask in (_within_lines(part, contrast) if lines else _solids(part))]
+        seen = [_identify(mask, contrast, lab, lines) for mask in masks]
         clear = sum(-UNCLEAR if thing.shape is None else thing.fit for thing in seen)
-        if clear > best[0]:
-            best = clear, seen, np.mean(hollow) >= 0.5
-    return best[1], best[2]
+        if seen and clear > best[0]:
+            best = clear, seen
+    return best[1]
 
 
 def _by_colour(part: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
@@ -113,18 +107,15 @@ def _by_colour(part: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
     return [max(found, key=np.sum) for found in pieces if found]
 
 
-def _solids(part: np.ndarray, contrast: np.ndarray) -> tuple[list[np.ndarray], bool]:
-    """The part with its holes filled, and whether it is an outline around nothing.
+def _solids(part: np.ndarray) -> list[np.ndarray]:
+    """The part with its holes filled, cut where only a thin bridge joins two things."""
+    return [mask for mask in _apart(ndimage.binary_fill_holes(part)) if mask.sum() >= SMALLEST]
 
-    A glow fills small holes and joins neighbours, so the test looks at the bright half of the part alone; outlines
-    are returned one by one.
-    """
+
+def _within_lines(part: np.ndarray, contrast: np.ndarray) -> list[np.ndarray]:
+    """What the bright lines of a part enclose, with the lines. A glow joins neighbours; its bright half does not."""
     bright = part & (contrast > 0.55 * np.percentile(contrast[part], 98))
-    solid = ndimage.binary_fill_holes(bright)
-    inside = solid & ~bright
-    is_hollow = inside.sum() > 0.12 * solid.sum() and np.median(contrast[inside]) < 0.4 * np.median(contrast[bright])
-    solids = _pieces(solid) if is_hollow else _apart(ndimage.binary_fill_holes(part))
-    return [mask for mask in solids if mask.sum() >= SMALLEST], bool(is_hollow)
+    return [mask for mask in _pieces(ndimage.binary_fill_holes(bright)) if mask.sum() >= SMALLEST]
 
 
 def _apart(mask: np.ndarray) -> list[np.ndarray]:
@@ -182,7 +173,7 @@ def _identify(mask: np.ndarray, contrast: np.ndarray, lab: np.ndarray, is_tube: 
 def _coverage(mask: np.ndarray, contrast: np.ndarray) -> np.ndarray:
     """How much of each pixel the thing covers, in 0..1: its inside counts in full, its rim by its contrast."""
     inside = ndimage.binary_erosion(mask, iterations=3)
-    full = np.median(contrast[inside if inside.any() else mask])
+    full = max(FOREGROUND, np.median(contrast[inside if inside.any() else mask]))
     return np.where(inside, 1.0, (contrast / full).clip(0, 1) * mask)
 
 
@@ -207,12 +198,6 @@ def _templates(tube: float = 0.0) -> tuple[list[str], np.ndarray]:
             names.append(shape)
             masks.append(np.asarray(image.reduce(4), np.float64) / 255)
     return names, np.stack(masks)
-
-
-def _style(surface: np.ndarray) -> str:
-    """The style that owns the surface; else flat."""
-    ground = _nearest(surface, GROUNDS)
-    return ground if ground in STYLE_SURFACE and ground != "neon" else "flat"
 
 
 def agrees(seen: Seen, words: Words) -> bool:

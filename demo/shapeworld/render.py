@@ -116,13 +116,14 @@ def _draw_chalk(picture: Image.Image, thing: Thing, side: int) -> None:
 
 
 def _draw_neon(picture: Image.Image, thing: Thing, side: int) -> None:
-    """A bright tube along the outline with a glow around it; the inside stays dark."""
+    """A bright tube along the outline with a glow around it; the inside is dim."""
     colour = COLOURS[thing.colour]
     points = _points(thing, side)
     tube = Image.new("L", (side, side), 0)
     width = round(side * min(4.5 / 128, 0.24 * thing.radius))
     ImageDraw.Draw(tube).line([*points, *points[:2]], fill=255, width=width, joint="curve")
     glow = tube.filter(ImageFilter.GaussianBlur(side / 128 * 4)).point(lambda v: min(255, int(v * 1.1)))
+    picture.paste(_tint(colour, 0, 0.55), mask=_mask(thing, side))
     picture.paste(_tint(colour, 0, 0.25), mask=glow)
     picture.paste(_tint(colour, 255, 0.12), mask=tube)
 

@@ -30,7 +30,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 STYLES = ("flat", "chalk", "neon", "sticker")
 STYLE_SURFACE: dict[str, tuple[int, int, int]] = {
     "chalk": (40, 54, 48),
-    "neon": (14, 10, 20),
+    "neon": (40, 14, 56),
     "sticker": (172, 130, 92),
 }
 """Styles that bring a surface of their own; the scene's background does not show in them."""
