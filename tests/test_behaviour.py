@@ -29,7 +29,8 @@ def draw(server: Any, seed: int) -> list[Image.Image]:
             "class_type": "KSampler",
             "inputs": {
                 "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0],
-                "seed": seed, "steps": 20, "cfg": DEMO_CFG, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+                "seed": seed, "steps": 20, "cfg": DEMO_CFG, "denoise": 1.0,
+                "sampler_name": "euler", "scheduler": "normal",
             },
         },
         "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
