@@ -7,9 +7,10 @@ ends, by a result, an error or an interrupt.
 
 from __future__ import annotations
 
+import logging
 import math
 import uuid
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +30,14 @@ from .reference import (
     LIKED,
     Append,
     Bank,
+    BlockKey,
     Capture,
-    ReferenceGroup,
-    group_references,
-    join_captures,
+    KeysValues,
+    Reference,
+    batches,
+    join_references,
     reference_noise,
+    split_capture,
 )
 
 MAX_REFERENCE_PIXELS = 1024 * 1024
@@ -42,6 +46,8 @@ MAX_REFERENCE_PIXELS = 1024 * 1024
 _PATCH = "atelier_fabric"
 _STEP = "atelier_fabric_step"
 _CALL = "atelier_fabric_call"
+_SIDES = "atelier_fabric_sides"
+_SIDE_NAMES = {"positive": LIKED, "negative": DISLIKED}
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,12 @@ class FabricSchedule:
 
 @dataclass
 class _Step:
-    """What the calls of one step share: the run's seed, and the references' keys and values."""
+    """What the calls of one step share: the run's seed, the new picture's latent pixels, the guider's
+    conditionings by name, and the references' keys and values."""
 
     seed: int
+    area: int
+    conds: Mapping[str, Any]
     banks: dict[Hashable, Bank] = field(default_factory=dict)
 
 
@@ -90,7 +99,7 @@ def apply_fabric(
             else the encoder returns.
 
     Raises:
-        ValueError: The model is not a UNet of the SD1.x or SD2.x class, already has feedback, or does
+        ValueError: The model is not a UNet of the SD1.x, SD2.x or SDXL class, already has feedback, or does
             not go with the VAE or the text encoder.
     """
     check_unet(model)
@@ -103,14 +112,19 @@ def apply_fabric(
         return patched
     check_fit(model, (*liked, *disliked), empty_prompt["cond"])
     latent_format = model.get_model_object("latent_format")
-    groups = group_references(map(latent_format.process_in, liked), map(latent_format.process_in, disliked))
+    references = tuple(
+        Reference(latent_format.process_in(latent), side)
+        for side, latents in ((LIKED, liked), (DISLIKED, disliked))
+        for latent in latents
+    )
     options = patched.model_options["transformer_options"]
-    fabric = Fabric(groups, empty_prompt, schedule, options.get("optimized_attention_override"))
+    fabric = Fabric(references, empty_prompt, schedule, options.get("optimized_attention_override"))
     options["optimized_attention_override"] = fabric.attend
     patched.set_model_attn1_patch(fabric.enter_self_attention)
     patched.set_model_attn1_output_patch(fabric.leave_self_attention)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _PATCH, fabric.prepare_sampling)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _PATCH, fabric.predict_noise)
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _PATCH, fabric.calc_cond_batch)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _PATCH, fabric.apply_model)
     return patched
 
@@ -119,7 +133,7 @@ def apply_fabric(
 class Fabric:
     """FABRIC's hooks on one patched model. Holds the references and no state of a run."""
 
-    groups: tuple[ReferenceGroup, ...]
+    references: tuple[Reference, ...]
     empty_prompt: dict[str, Any]
     schedule: FabricSchedule
     earlier_override: Callable[..., Tensor] | None
@@ -128,17 +142,16 @@ class Fabric:
     @property
     def sides(self) -> set[int]:
         """The sides that have references."""
-        liked = any(group.liked for group in self.groups)
-        disliked = any(group.liked < len(group.latents) for group in self.groups)
-        return {side for side, present in ((LIKED, liked), (DISLIKED, disliked)) if present}
+        return {reference.side for reference in self.references}
 
     def prepare_sampling(
         self, executor: WrapperExecutor, model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any
     ) -> Any:
         """Ask the host for memory as if the references were rows of the batch."""
-        area = sum(group.latents.shape[0] * math.prod(group.latents.shape[2:]) for group in self.groups)
+        area = math.prod(noise_shape[2:])
+        references = sum(math.prod(reference.shrunk(area).latent.shape[1:]) for reference in self.references)
         # The host counts two rows, positive and negative, for each latent.
-        extra = math.ceil(area / (2 * math.prod(noise_shape[2:])))
+        extra = math.ceil(references / (2 * area))
         return executor(model, [noise_shape[0] + extra, *noise_shape[1:]], *args, **kwargs)
 
     def predict_noise(
@@ -150,8 +163,28 @@ class Fabric:
         seed: int | None,
     ) -> Tensor:
         """Open a step: all its calls, chunks and areas share one reference pass."""
-        transformer_options = {**model_options.get("transformer_options", {}), _STEP: _Step(seed or 0)}
+        step = _Step(seed or 0, math.prod(x.shape[2:]), getattr(executor.class_obj, "conds", {}))
+        transformer_options = {**model_options.get("transformer_options", {}), _STEP: step}
         return executor(x, timestep, {**model_options, "transformer_options": transformer_options}, seed)
+
+    def calc_cond_batch(
+        self,
+        executor: WrapperExecutor,
+        model: comfy.model_base.BaseModel,
+        conds: Sequence[Any],
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> Any:
+        """Say which conditioning is positive and which is negative, by the guider's own names.
+
+        Their order differs between guiders: [positive, negative] in plain CFG, [negative, middle, positive] in
+        dual CFG, [positive, negative, empty] in Perp-Neg, [negative] alone in self-attention guidance.
+        """
+        transformer_options = model_options.get("transformer_options", {})
+        if (step := transformer_options.get(_STEP)) is not None and (sides := cond_sides(conds, step.conds)):
+            model_options = {**model_options, "transformer_options": {**transformer_options, _SIDES: sides}}
+        return executor(model, conds, x, timestep, model_options)
 
     def apply_model(
         self,
@@ -178,48 +211,72 @@ class Fabric:
         conds = transformer_options.get("cond_or_uncond", [])
         if step is None or not conds:
             return None
-        if max(conds) > DISLIKED:
+        named = transformer_options.get(_SIDES)
+        if named is None and max(conds) > DISLIKED:
             raise ValueError(
                 "AtelierFabric needs to know which conditioning is positive and which is negative, and this "
-                "guider has more than two. Use KSampler, CFGGuider or BasicGuider with it."
+                "guider has more than two without these names. Use KSampler, CFGGuider, DualCFGGuider or "
+                "BasicGuider with it."
             )
+        sides = conds if named is None else [named[cond] for cond in conds]
         sigma = float(t[0])
         weights = self.schedule.weights(sigma, model.model_sampling.percent_to_sigma)
-        if not self.sides & weights.keys() & set(conds):
+        if not self.sides & weights.keys() & set(sides):
             return None
         # Hooks change weights between the chunks of a step, and then the references' keys too.
         key = (sigma, x.device, model.current_patcher.current_hooks)
         if key not in step.banks:
-            step.banks[key] = self._read_references(model, x, t[:1], step.seed, transformer_options)
-        return Append(step.banks[key], weights, conds)
+            step.banks[key] = self._read_references(model, x, t[:1], step, transformer_options)
+        return Append(step.banks[key], weights, sides)
 
     def _read_references(
         self,
         model: comfy.model_base.BaseModel,
         x: Tensor,
         sigma: Tensor,
-        seed: int,
+        step: _Step,
         transformer_options: dict[str, Any],
     ) -> Bank:
-        """Pass all references through the model at `sigma` [1], empty prompt, each size in one batch."""
+        """The keys and values of all references at `sigma` [1]."""
         options = reference_options(transformer_options, self.uuid)
-        captures = []
-        for group in self.groups:
-            noise = torch.stack([reference_noise(latent, seed) for latent in group.latents])
-            noise, latents = (
-                comfy.model_management.cast_to_device(part, x.device, x.dtype) for part in (noise, group.latents)
+        kept = []
+        for batch in batches(reference.shrunk(step.area) for reference in self.references):
+            noise = [reference_noise(reference.latent, step.seed) for reference in batch]
+            kept += zip(batch, self._pass(model, x, sigma, batch, noise, options), strict=True)
+        return join_references(kept)
+
+    def _pass(
+        self,
+        model: comfy.model_base.BaseModel,
+        x: Tensor,
+        sigma: Tensor,
+        batch: Sequence[Reference],
+        noise: Sequence[Tensor],
+        options: dict[str, Any],
+    ) -> list[dict[BlockKey, KeysValues]]:
+        """Pass references of one size through the model at `sigma` [1], with the empty prompt.
+
+        Together, or one at a time where the device has no memory for that; the log says so.
+        """
+        try:
+            noised = model.model_sampling.noise_scaling(
+                sigma,
+                comfy.model_management.cast_to_device(torch.stack(list(noise)), x.device, x.dtype),
+                comfy.model_management.cast_to_device(torch.stack([r.latent for r in batch]), x.device, x.dtype),
             )
-            noised = model.model_sampling.noise_scaling(sigma, noise, latents)
             conds = model_conds(model, self.empty_prompt, noised)
             capture = Capture()
-            model._apply_model(
-                noised,
-                sigma.expand(noised.shape[0]),
-                transformer_options={**options, _CALL: capture},
-                **conds,
+            times = sigma.expand(noised.shape[0])
+            model._apply_model(noised, times, transformer_options={**options, _CALL: capture}, **conds)
+            return split_capture(capture.kept, len(batch))
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            logging.warning(
+                "AtelierFabric: no memory for %d references at once; they are read one at a time.", len(batch)
             )
-            captures.append((group, capture.kept))
-        return join_captures(captures)
+        comfy.model_management.soft_empty_cache()
+        return [self._pass(model, x, sigma, [one], [its], options)[0] for one, its in zip(batch, noise, strict=True)]
 
     def enter_self_attention(
         self, n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]
@@ -260,6 +317,19 @@ class Fabric:
         if call is None or call.block is None or mask is not None:
             return attention(q, k, v, mask)
         return call.attend(attention, q, k, v)
+
+
+def cond_sides(conds: Sequence[Any], named: Mapping[str, Any]) -> list[int | None] | None:
+    """The side of each conditioning: positive takes likes, negative dislikes, any other none.
+
+    None where it is not known, because another patch has made the conditionings anew.
+    """
+    sides = [
+        next((side for name, side in _SIDE_NAMES.items() if cond is not None and cond is named.get(name)), None)
+        for cond in conds
+    ]
+    # One alone that has no name is another patch's own question to the model.
+    return sides if len(sides) == 1 or any(side is not None for side in sides) else None
 
 
 def reference_options(transformer_options: dict[str, Any], cond_uuid: uuid.UUID) -> dict[str, Any]:
@@ -339,12 +409,17 @@ def shrink(picture: Tensor, max_pixels: int) -> Tensor:
 
 
 def check_unet(model: comfy.model_patcher.ModelPatcher) -> None:
-    """Raise ValueError unless `model` is a UNet of the SD1.x or SD2.x class without feedback yet."""
+    """Raise ValueError unless `model` is a UNet of the SD1.x, SD2.x or SDXL class without feedback yet."""
     unet = model.get_model_object("diffusion_model")
-    if not isinstance(unet, comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel) or unet.num_classes is not None:
+    # "sequential" is SDXL's vector of pooled text and sizes; video models of this UNet have the same, and time.
+    if (
+        not isinstance(unet, comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel)
+        or unet.num_classes not in (None, "sequential")
+        or model.model.model_config.unet_config.get("use_temporal_attention")
+    ):
         raise ValueError(
-            "AtelierFabric works with Stable Diffusion 1.x and 2.x models; the connected model is "
-            f"{type(model.model).__name__}. Connect an SD1.5 checkpoint, or take AtelierFabric out."
+            "AtelierFabric works with Stable Diffusion 1.x, 2.x and XL models; the connected model is "
+            f"{type(model.model).__name__}. Connect an SD1.5 or SDXL checkpoint, or take AtelierFabric out."
         )
     if model.get_wrappers(WrappersMP.APPLY_MODEL, _PATCH):
         raise ValueError(

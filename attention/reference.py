@@ -12,6 +12,8 @@ Design:
   That is the same as adding log(weight) to their logits, so any attention backend can compute it.
 - Rows with references and rows without, or with another number of them, attend in separate calls.
   No key is padding, and at weight 1 no mask is needed.
+- A reference with more latent pixels than the new picture is made smaller first, aspect kept: its tokens
+  cost the square of its size and say no more than the new picture can show.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LIKED, DISLIKED = 0, 1
@@ -45,26 +48,38 @@ class Attention(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class ReferenceGroup:
-    """References of one size, so that they go through the model in one batch.
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One picture: its latent [channels, height, width] in the model's scale, and the side that it is on."""
 
-    `latents` is [references, channels, height, width]; the first `liked` of them are liked.
+    latent: Tensor
+    side: int
+
+    def shrunk(self, max_area: int) -> Reference:
+        """The picture with at most `max_area` latent pixels."""
+        return Reference(shrink_latent(self.latent, max_area), self.side)
+
+
+def shrink_latent(latent: Tensor, max_area: int) -> Tensor:
+    """A latent [channels, height, width] of at most `max_area` pixels, its aspect kept to the pixel.
+
+    Smaller ones come back as they are: a latent that is made larger holds nothing new.
     """
+    height, width = latent.shape[-2:]
+    if height * width <= max_area:
+        return latent
+    scale = math.sqrt(max_area / (height * width))
+    # The epsilon keeps 8.0 from becoming 7 where the square root rounds down.
+    size = tuple(min(side, max(1, math.floor(side * scale + 1e-6))) for side in (height, width))
+    return F.interpolate(latent.unsqueeze(0), size=size, mode="bilinear", antialias=True)[0]
 
-    latents: Tensor
-    liked: int
 
-
-def group_references(liked: Iterable[Tensor], disliked: Iterable[Tensor]) -> tuple[ReferenceGroup, ...]:
-    """Batch latents [channels, height, width] by their size, liked ones first in each batch."""
-    sizes: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = {}
-    for side, latents in ((LIKED, liked), (DISLIKED, disliked)):
-        for latent in latents:
-            sizes.setdefault(latent.shape, ([], []))[side].append(latent)
-    return tuple(
-        ReferenceGroup(torch.stack(group[LIKED] + group[DISLIKED]), len(group[LIKED])) for group in sizes.values()
-    )
+def batches(references: Iterable[Reference]) -> tuple[tuple[Reference, ...], ...]:
+    """References of one size together, so that they go through the model in one batch, in their order."""
+    sizes: dict[torch.Size, list[Reference]] = {}
+    for reference in references:
+        sizes.setdefault(reference.latent.shape, []).append(reference)
+    return tuple(map(tuple, sizes.values()))
 
 
 def reference_noise(latent: Tensor, seed: int) -> Tensor:
@@ -73,10 +88,14 @@ def reference_noise(latent: Tensor, seed: int) -> Tensor:
     It depends on the latent's values and not on its place in the feedback, so a run is repeatable and
     the order of pictures does not matter. It stays the same for all steps of a run.
     """
-    content = latent.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
-    digest = hashlib.blake2b(content, digest_size=8, salt=(seed % 2**64).to_bytes(8, "little")).digest()
+    digest = hashlib.blake2b(latent_bytes(latent), digest_size=8, salt=(seed % 2**64).to_bytes(8, "little")).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
     return torch.randn(latent.shape, generator=generator)
+
+
+def latent_bytes(latent: Tensor) -> bytes:
+    """The values of a latent, in float32."""
+    return latent.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
 @dataclass
@@ -96,25 +115,25 @@ class Capture:
 class Append:
     """Self-attention of a run: each row also attends to the references of its side.
 
-    The rows are equal chunks, one for each entry of `conds`, which says which conditioning a chunk
-    belongs to. `weights` holds the weight of equation 2 for each side that takes part.
+    The rows are equal chunks, one for each entry of `sides`, which says which side's references a chunk
+    listens to, if any. `weights` holds the weight of equation 2 for each side that takes part.
     """
 
     bank: Bank
     weights: Mapping[int, float]
-    conds: Sequence[int]
+    sides: Sequence[int | None]
     block: BlockKey | None = None
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert self.block is not None
         references = self.bank.get(self.block, {})
-        chunk = q.shape[0] // len(self.conds)
+        chunk = q.shape[0] // len(self.sides)
         outputs, start = [], 0
-        for cond, run in itertools.groupby(self.conds):
+        for side, run in itertools.groupby(self.sides):
             rows = slice(start, start := start + chunk * len(list(run)))
-            reference = references.get(cond) if cond in self.weights else None
+            reference = references.get(side) if side in self.weights else None
             outputs.append(
-                attend_to_references(attention, q[rows], k[rows], v[rows], reference, self.weights.get(cond, 0.0))
+                attend_to_references(attention, q[rows], k[rows], v[rows], reference, self.weights.get(side, 0.0))
             )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -142,16 +161,23 @@ def log_weight_mask(own: int, total: int, weight: float, like: Tensor) -> Tensor
     return mask
 
 
-def join_captures(captures: Sequence[tuple[ReferenceGroup, Mapping[BlockKey, KeysValues]]]) -> Bank:
-    """Put the kept keys and values of all groups into one row of tokens for each block and side."""
+def split_capture(kept: Mapping[BlockKey, KeysValues], count: int) -> list[dict[BlockKey, KeysValues]]:
+    """What a pass of `count` references kept, by reference, each as one row of tokens.
+
+    A patch that tiles the picture has several rows for each reference, side by side.
+    """
+    return [
+        {block: (_one_row(k.chunk(count)[i]), _one_row(v.chunk(count)[i])) for block, (k, v) in kept.items()}
+        for i in range(count)
+    ]
+
+
+def join_references(kept: Iterable[tuple[Reference, Mapping[BlockKey, KeysValues]]]) -> Bank:
+    """Put the keys and values of a side's references into one row of tokens, for each block."""
     bank: dict[BlockKey, dict[int, list[KeysValues]]] = {}
-    for group, kept in captures:
-        for block, (k, v) in kept.items():
-            # A patch that tiles the picture has several rows for each reference.
-            split = group.liked * (k.shape[0] // group.latents.shape[0])
-            for side, rows in ((LIKED, slice(0, split)), (DISLIKED, slice(split, None))):
-                if k[rows].shape[0]:
-                    bank.setdefault(block, {}).setdefault(side, []).append((_one_row(k[rows]), _one_row(v[rows])))
+    for reference, blocks in kept:
+        for block, keys_values in blocks.items():
+            bank.setdefault(block, {}).setdefault(reference.side, []).append(keys_values)
     return {
         block: {side: (_chain([k for k, _ in parts]), _chain([v for _, v in parts])) for side, parts in sides.items()}
         for block, sides in bank.items()
