@@ -116,7 +116,7 @@ def choose(
     if not models:
         raise ValueError("There is no model to choose from.")
     panel = panel or Panel(None)
-    root, notes = _root(tree, models)
+    root, notes, made_by = _root(tree, models)
     search = Search(wish, encoder, panel)
     past, note = _recall(history, wish)
     notes += [note] if note else []
@@ -139,7 +139,7 @@ def choose(
         "ranking": [_as_json(place) for place in ranked],
         "skipped": skipped,
         "llm": {"name": panel.llm.name if panel.llm else None, "calls": panel.calls, "errors": panel.errors},
-        "tree": tree.made_by if tree else "tags",
+        "tree": made_by,
         "notes": notes + search_notes(wish, scene.models.values(), encoder),
     }
     return Choice(pick, reason, trace, ranked)
@@ -157,15 +157,17 @@ def _usable(library: Library) -> tuple[list[ModelRecord], dict[str, str]]:
     return usable, skipped
 
 
-def _root(tree: ModelTree | None, models: Sequence[ModelRecord]) -> tuple[Node, list[str]]:
-    """The tree to walk. One that names none of the models says nothing about them: then the tags count."""
-    if tree is None:
-        return bind(tree_from_tags(models), models)
-    root, notes = bind(tree, models)
-    if all(child.name == UNCLASSIFIED for child in root.children) and any(model.classified for model in models):
+def _root(tree: ModelTree | None, models: Sequence[ModelRecord]) -> tuple[Node, list[str], str]:
+    """The tree to walk, notes, and what made it. One that sorts none of the models gives way to their tags."""
+    notes: list[str] = []
+    if tree is not None:
+        root, notes = bind(tree, models)
+        sorts_any = any(child.name != UNCLASSIFIED for child in root.children)
+        if sorts_any or not any(model.classified for model in models):
+            return root, notes, tree.made_by
         notes.append("The tree sorts none of the models that can be chosen, so their tags are used instead.")
-        root = bind(tree_from_tags(models), models)[0]
-    return root, notes
+    tags = tree_from_tags(models)
+    return bind(tags, models)[0], notes, tags.made_by
 
 
 def _recall(history: History | None, wish: str) -> tuple[dict[str, Standing], str]:

@@ -361,7 +361,7 @@ def test_a_tree_of_other_models_gives_way_to_the_tags() -> None:
     tree = ModelTree((Subject("x", (Style("y", ("gone.ckpt",)),)),))
     choice = route("a neon sign", tree=tree)
     assert choice.model is NEON
-    assert "so their tags are used instead" in choice.trace["notes"][1]
+    assert "so their tags are used instead" in choice.trace["notes"][1] and choice.trace["tree"] == "tags"
 
 
 def test_two_thousand_models_are_routed() -> None:
