@@ -4,7 +4,7 @@
     {"type": "image", "digest": SHA256, "prompt": TEXT, "session": TEXT, "negative": TEXT, "checkpoint": TEXT,
      "seed": INTEGER or null, "files": [PATH, ...], "created": TIME}
     {"type": "rating", "image": KEY, "session": TEXT, "value": 1, -1 or 0, "source": TEXT, "created": TIME,
-     "uid": HEX32}
+     "uid": HEX32, "strength": NUMBER, 1 if it is left out}
     {"type": "score", "image": KEY, "scorer": TEXT, "value": NUMBER, "created": TIME, "uid": HEX32}
 
 The first line names the format. KEY is `StoredImage.key`; an image comes before its ratings and scores. TIME is ISO
@@ -172,7 +172,7 @@ def _check_version(fields: dict[str, Any]) -> int:
 def _to_record(kind: object, fields: dict[str, Any]) -> Record:
     if kind not in _NAMES.values():
         raise ValueError(f"the type must be one of {', '.join(_KINDS)}, not {kind!r}.")
-    missing = _KINDS[kind].__dataclass_fields__.keys() - fields.keys()
+    missing = _KINDS[kind].__dataclass_fields__.keys() - fields.keys() - {"strength"}
     if missing:
         raise ValueError(f"the {kind} lacks {', '.join(sorted(missing))}.")
     if not isinstance(fields["created"], str):

@@ -6,17 +6,18 @@ Import it through `store.open_store`, which works without SQLAlchemy until a sto
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, exists, func, select
 
 from .database import Database
 from .exchange import Imported, export_file, import_file
 from .records import PEOPLE, Evidence, Rating, Score, SessionFeedback, SimilarPrompt, StoredImage
 from .rows import (
+    BATCH,
     IMAGE_COLUMNS,
     add_images,
     add_ratings,
@@ -77,7 +78,7 @@ class Store:
         with self._database.read() as connection:
             return tuple(_images(connection, IMAGES.c.digest == digest))
 
-    def rate(self, image: str, value: int, *, session: str, source: str = "user") -> Rating:
+    def rate(self, image: str, value: int, *, session: str, source: str = "user", strength: float = 1.0) -> Rating:
         """Rate the picture with the key `image`: +1, -1, or 0 to take the rating back.
 
         The source's earlier rating of the picture in this session no longer holds, but is kept.
@@ -85,14 +86,14 @@ class Store:
         Raises:
             LookupError: There is no such picture.
         """
-        rating = Rating(image, session, value, source)
+        rating = Rating(image, session, value, source, strength=strength)
         with self._database.write() as connection:
             # The newest holds, so a clock that was set back must not make this one older than what it replaces.
             same = (IMAGES.c.key == image, RATINGS.c.session == session, RATINGS.c.source == source)
             last = connection.scalar(select(func.max(RATINGS.c.created)).join(IMAGES).where(*same))
             if last is not None and last >= to_microseconds(rating.created):
                 later = from_microseconds(last) + timedelta(microseconds=1)
-                rating = Rating(image, session, value, source, later, rating.uid)
+                rating = Rating(image, session, value, source, later, rating.uid, strength)
             add_ratings(connection, [rating])
         return rating
 
@@ -130,16 +131,45 @@ class Store:
         with self._database.read() as connection:
             return tuple(_session_ratings(connection, session))
 
-    def feedback(self, session: str) -> SessionFeedback:
+    def rated_images(
+        self, session: str | None = None, keys: Sequence[str] = (), *, only_rated: bool = False, limit: int = 100
+    ) -> list[tuple[StoredImage, Rating | None]]:
+        """Up to `limit` pictures and a person's newest rating of each in its own session, None if there is none.
+
+        With `keys` these pictures, in this order; else the session's, newest first.
+        """
+        chosen = [IMAGES.c.key.in_(keys[:BATCH])] if keys else [IMAGES.c.session == session]
+        with self._database.read() as connection:
+            held = holding_ratings(
+                RATINGS.c.source.in_(PEOPLE), RATINGS.c.image_id.in_(select(IMAGES.c.id).where(*chosen))
+            )
+            own = (held.c.image_id == IMAGES.c.id) & (held.c.session == IMAGES.c.session)
+            if only_rated:
+                chosen.append(exists().where(own))
+            newest = (IMAGES.c.created.desc(), IMAGES.c.id.desc())
+            page = select(IMAGES.c.id).where(*chosen).order_by(*newest).limit(limit).subquery()
+            images = _images(connection, IMAGES.c.id.in_(select(page.c.id)))
+            query = select(held, IMAGES.c.key.label("image")).select_from(held.join(IMAGES, own))
+            rows = connection.execute(
+                query.where(IMAGES.c.id.in_(select(page.c.id))).order_by(held.c.created, held.c.uid)
+            )
+            ratings = {row.image: rating_from_row(row) for row in rows}
+        found = {image.key: (image, ratings.get(image.key)) for image in images}
+        if keys:
+            return [found[key] for key in dict.fromkeys(keys) if key in found]
+        return sorted(found.values(), key=lambda pair: pair[0].created, reverse=True)
+
+    def feedback(self, session: str, minimum_strength: float = 0.0) -> SessionFeedback:
         """The liked and disliked pictures of the session, in the order of their ratings.
 
         Each picture is on one side at most. Where sources disagree, a person's rating goes before a scorer's, and of
-        two alike the newest counts.
+        two alike the newest counts. One that is weaker than `minimum_strength` counts, but its picture is left out.
         """
         with self._database.read() as connection:
             ratings = _session_ratings(connection, session)
             decided = {r.image: r for r in sorted(ratings, key=lambda r: r.source in PEOPLE)}
-            verdicts = sorted(decided.values(), key=lambda r: (r.created, r.uid))
+            strong = (r for r in decided.values() if r.strength >= minimum_strength)
+            verdicts = sorted(strong, key=lambda r: (r.created, r.uid))
             rated_here = IMAGES.c.id.in_(select(RATINGS.c.image_id).where(RATINGS.c.session == session))
             images = {image.key: image for image in _images(connection, rated_here)}
             return SessionFeedback(

@@ -81,6 +81,8 @@ class StoredImage:
 class Rating:
     """One click: +1, -1, or 0, which takes the rating back. `image` is the picture's key.
 
+    `strength` says how much it counts, above 0 and at most 1.
+
     Clicks are never changed or deleted. Of those with one image, session and source the newest holds.
     """
 
@@ -90,6 +92,7 @@ class Rating:
     source: str = "user"
     created: datetime = field(default_factory=now)
     uid: str = field(default_factory=new_uid)
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         _check_hex(self.image, 64, "image")
@@ -99,6 +102,8 @@ class Rating:
             raise ValueError(f"A rating is 1 (like), -1 (dislike) or 0 (takes the rating back), not {self.value!r}.")
         _check_time(self.created)
         _check_hex(self.uid, 32, "uid")
+        if not (_is_finite(self.strength) and 0 < self.strength <= 1):
+            raise ValueError(f"The strength of a rating must be above 0 and at most 1, not {self.strength!r}.")
 
 
 @dataclass(frozen=True)

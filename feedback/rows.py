@@ -94,7 +94,8 @@ def add_ratings(connection: Connection, ratings: Sequence[Rating]) -> int:
     """Add ratings. Raises LookupError for a picture that is not there."""
 
     def own(rating: Rating) -> dict[str, object]:
-        return {"session": rating.session, "source": rating.source, "value": rating.value}
+        own = {"session": rating.session, "source": rating.source, "value": rating.value}
+        return {**own, "strength": float(rating.strength)}
 
     return _add_events(connection, RATINGS, ratings, own)
 
@@ -169,7 +170,7 @@ def _files(connection: Connection, image_ids: Collection[int]) -> dict[int, list
 
 def rating_from_row(row: Row) -> Rating:
     """A row with the columns of RATINGS and `image`, the picture's key."""
-    return Rating(row.image, row.session, row.value, row.source, from_microseconds(row.created), row.uid)
+    return Rating(row.image, row.session, row.value, row.source, from_microseconds(row.created), row.uid, row.strength)
 
 
 def score_from_row(row: Row) -> Score:

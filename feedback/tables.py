@@ -26,6 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
     func,
     select,
+    text,
 )
 from sqlalchemy.sql import ColumnElement
 
@@ -94,6 +95,7 @@ RATINGS = Table(
     Column("source", Text, nullable=False),
     Column("value", SmallInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
+    Column("strength", Double, nullable=False, server_default=text("1")),
     CheckConstraint("value IN (-1, 0, 1)", name="value"),
     Index(None, "image_id"),
     Index(None, "session"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import Caching, ComfyExtension, io
 
 from .fabric import AtelierFabric
-from .feedback import AtelierFeedbackFromImages
+from .feedback import AtelierFeedback, AtelierFeedbackFromImages
 from .keep import KeepRoutedModels
 from .llm import AtelierLLMFromClip, AtelierLLMLocal, AtelierLLMServer
 from .parse import AtelierPromptParser
+from .rate import AtelierRateImages
+from .rating_routes import add_routes
 from .route import AtelierModelTreeRouter
 from .tree import AtelierBuildModelTree, AtelierModelTreeView
 
@@ -20,6 +22,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierBuildModelTree,
     AtelierModelTreeRouter,
     AtelierModelTreeView,
+    AtelierRateImages,
+    AtelierFeedback,
     AtelierFeedbackFromImages,
     AtelierFabric,
 )
@@ -28,6 +32,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 class AtelierExtension(ComfyExtension):
     async def on_load(self) -> None:
         await Caching().register_provider(KeepRoutedModels())
+        from server import PromptServer  # the host's web server, which there is none of outside the host
+
+        add_routes(PromptServer.instance.routes, PromptServer.instance.send_sync)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

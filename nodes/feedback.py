@@ -6,8 +6,110 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..feedback.pictures import FEEDBACK_TYPE, Feedback, pictures_from_batch
+from ..feedback.records import StoredImage, StoreError
+from ..feedback.store import default_url, open_store
+from .picture_files import PictureGone, load
 
 FeedbackSocket = io.Custom(FEEDBACK_TYPE)
+
+
+class AtelierFeedback(io.ComfyNode):
+    """The rated pictures of a session as feedback."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierFeedback",
+            display_name="Feedback",
+            category="Atelier/Feedback",
+            description="The pictures that you liked and disliked in a session of Rate Images.",
+            search_aliases=["session", "ratings", "liked pictures", "thumbs up", "thumbs down", "FABRIC"],
+            inputs=[
+                io.String.Input(
+                    "session", default="default", tooltip="Name of the session, as in the Rate Images node."
+                ),
+                io.Int.Input(
+                    "last",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip="How many of the newest liked pictures to take, and of the newest disliked ones. "
+                    "Each one makes sampling slower.",
+                ),
+                io.Float.Input(
+                    "minimum_strength",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Leaves out ratings that are weaker than this.",
+                ),
+                io.Combo.Input(
+                    "prompts",
+                    options=["all", "only this"],
+                    default="all",
+                    advanced=True,
+                    tooltip="Whether pictures of all prompts of the session count, or only those of the prompt below.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The prompt for only this. It must be the one that Rate Images has kept.",
+                ),
+            ],
+            outputs=[
+                FeedbackSocket.Output(display_name="feedback", tooltip="The liked and disliked pictures."),
+                io.String.Output(display_name="report", tooltip="How many pictures were taken, and which are gone."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, session: str | None = None, **_: object) -> str | float:
+        """What else the pictures depend on: the session's ratings. A linked session is not known yet: run again."""
+        if session is None:
+            return float("nan")
+        try:
+            return str(open_store(default_url()).revision(session.strip()))
+        except StoreError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, session: str, last: int, minimum_strength: float, prompts: str, prompt: str = "") -> io.NodeOutput:
+        found = open_store(default_url()).feedback(session.strip(), minimum_strength)
+        sides = []
+        for images in (found.liked, found.disliked):
+            wanted = [image for image in images if prompts == "all" or image.prompt == prompt]
+            sides.append(_load_newest(wanted, last))
+        (liked, gone_liked), (disliked, gone_disliked) = sides
+        gone = gone_liked + gone_disliked
+        if gone and not (liked or disliked):
+            raise ValueError(
+                f"All {gone} rated pictures of the session {session!r} are gone from the output folder. Put the folder "
+                "atelier_rated back, or rate new pictures in another session."
+            )
+        report = f"{len(liked)} liked, {len(disliked)} disliked in the session {session.strip()!r}."
+        if gone:
+            report += f" {gone} rated pictures are gone from the output folder and were passed over."
+        return io.NodeOutput(Feedback(liked, disliked), report)
+
+
+def _load_newest(images: list[StoredImage], count: int) -> tuple[tuple[Tensor, ...], int]:
+    """Up to `count` of the newest pictures that can be loaded, oldest first, and how many could not be on the way."""
+    found: list[Tensor] = []
+    gone = 0
+    for image in reversed(images):
+        if len(found) == count:
+            break
+        try:
+            found.append(load(image))
+        except PictureGone:
+            gone += 1
+    return tuple(reversed(found)), gone
 
 
 class AtelierFeedbackFromImages(io.ComfyNode):

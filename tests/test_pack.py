@@ -25,6 +25,8 @@ NODES = (
     "AtelierBuildModelTree",
     "AtelierModelTreeRouter",
     "AtelierModelTreeView",
+    "AtelierRateImages",
+    "AtelierFeedback",
     "AtelierFeedbackFromImages",
     "AtelierFabric",
 )

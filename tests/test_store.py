@@ -89,6 +89,45 @@ def test_sources_and_sessions_do_not_supersede_each_other(store: Store) -> None:
 
 
 @both
+def test_feedback_leaves_out_what_is_rated_too_weakly(store: Store) -> None:
+    picture = rated(store, 1, 1)
+    store.rate(picture.key, 1, session="s", strength=0.4)
+    assert [rating.strength for rating in store.ratings("s")] == [0.4]
+    assert store.feedback("s", 0.4).liked == (picture,) and store.feedback("s", 0.5).liked == ()
+    store.rate(picture.key, 1, session="s", source="aesthetic")
+    store.rate(picture.key, -1, session="s", strength=0.1)
+    assert store.feedback("s", 0.5).liked == ()  # a person's weak dislike still goes before a scorer's like
+    for strength in (0, 1.01, float("nan"), "1", True):
+        with pytest.raises(ValueError, match="strength"):
+            store.rate(picture.key, 1, session="s", strength=strength)
+
+
+@both
+def test_pictures_are_listed_with_a_persons_rating_in_their_session(store: Store) -> None:
+    start = now()
+    batches = [[image(2 * n + m, created=start + timedelta(seconds=n)) for m in range(2)] for n in range(3)]
+    for batch in batches:
+        store.register(batch)
+    (a, b), (c, d), (e, f) = batches
+    store.rate(a.key, 1, session="s", strength=0.5)
+    store.rate(a.key, -1, session="another")
+    store.rate(b.key, 1, session="s", source="aesthetic")
+    store.rate(c.key, 1, session="s", source="user")
+    store.rate(c.key, -1, session="s", source="api")
+    store.rate(d.key, 1, session="s")
+    store.rate(d.key, 0, session="s")
+
+    def listed(*arguments: object, **options: object) -> list[tuple[StoredImage, int]]:
+        return [(i, r.value if r else 0) for i, r in store.rated_images(*arguments, **options)]
+
+    assert listed("s") == [(e, 0), (f, 0), (c, -1), (d, 0), (a, 1), (b, 0)]
+    assert listed("s", only_rated=True) == [(c, -1), (a, 1)]
+    assert listed("s", only_rated=True, limit=1) == [(c, -1)]
+    assert listed(keys=[d.key, a.key, "0" * 64, d.key]) == [(d, 0), (a, 1)]
+    assert listed("another") == [] and listed("none") == []
+
+
+@both
 def test_feedback_is_in_the_order_of_ratings_and_a_person_goes_before_a_scorer(store: Store) -> None:
     pictures = [image(number) for number in range(5)]
     store.register(pictures)

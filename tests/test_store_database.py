@@ -22,6 +22,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from atelier.feedback.ratings import Store
 from atelier.feedback.records import StoreError
+from atelier.feedback.rows import add_images
 from atelier.feedback.store import default_url, open_store
 from atelier.feedback.tables import METADATA, VERSION_TABLE
 from rating_stores import FEEDBACK, LOAD, PASSWORD, PostgresServer, both, digests, image, rated
@@ -46,8 +47,8 @@ def test_an_older_database_is_upgraded_and_a_newer_one_is_left_alone(
         picture = rated(old, 1)
     newer = tmp_path / "newer 100%"
     shutil.copytree(FEEDBACK / "migrations", newer)
-    (newer / "versions" / "0002_next.py").write_text(
-        "from alembic import op\nimport sqlalchemy as sa\nrevision, down_revision = '0002', '0001'\n"
+    (newer / "versions" / "0003_next.py").write_text(
+        "from alembic import op\nimport sqlalchemy as sa\nrevision, down_revision = '0003', '0002'\n"
         "def upgrade():\n    op.add_column('atelier_ratings', sa.Column('comment', sa.Text))\n"
     )
     with monkeypatch.context() as patched:
@@ -57,9 +58,25 @@ def test_an_older_database_is_upgraded_and_a_newer_one_is_left_alone(
         upgraded.close()
     path = Path(url.removeprefix("sqlite:///"))
     before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(StoreError, match=r"newer Atelier: its schema is 0002.*Update Atelier"):
+    with pytest.raises(StoreError, match=r"newer Atelier: its schema is 0003.*Update Atelier"):
         Store(url)
     assert before is None or path.read_bytes() == before
+
+
+@both
+def test_ratings_from_before_strengths_count_in_full(
+    new_url: Callable, stores: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, picture = new_url(), image(1)
+    shutil.copytree(FEEDBACK / "migrations", tmp_path / "first", ignore=shutil.ignore_patterns("0002*"))
+    with monkeypatch.context() as patched:
+        patched.setattr(database_module, "MIGRATIONS", tmp_path / "first")
+        with contextlib.closing(Store(url)) as old, old._database.write() as connection:
+            add_images(connection, [picture])
+            columns = "uid, image_id, session, source, value, created"
+            values = f"SELECT '{'0' * 32}', id, 's', 'user', 1, 0 FROM atelier_images"
+            connection.execute(text(f"INSERT INTO atelier_ratings ({columns}) {values}"))
+    assert [(rating.value, rating.strength) for rating in stores(url).ratings("s")] == [(1, 1.0)]
 
 
 @both
@@ -70,8 +87,8 @@ def test_an_upgrade_that_fails_changes_nothing(
     with contextlib.closing(Store(url)) as old:
         rated(old, 1)
     shutil.copytree(FEEDBACK / "migrations", tmp_path / "broken")
-    (tmp_path / "broken" / "versions" / "0002_next.py").write_text(
-        "from alembic import op\nimport sqlalchemy as sa\nrevision, down_revision = '0002', '0001'\n"
+    (tmp_path / "broken" / "versions" / "0003_next.py").write_text(
+        "from alembic import op\nimport sqlalchemy as sa\nrevision, down_revision = '0003', '0002'\n"
         "def upgrade():\n    op.drop_table('atelier_scores')\n    op.execute('SELECT nonsense FROM nowhere')\n"
     )
     with monkeypatch.context() as patched:

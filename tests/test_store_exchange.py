@@ -67,6 +67,7 @@ RATING = (
         (RATING.replace('"value": 1', '"value": 5'), "rating is 1"),
         (RATING.replace(KEY, image(3).key), "no picture"),
         (RATING.replace(', "uid"', ', "extra": 1, "uid"'), "extra"),
+        (RATING.replace(', "uid"', ', "strength": 1.5, "uid"'), "strength"),
         (RATING.replace('"source": "user", ', ""), "source"),
         (RATING.replace("+09:00", ""), "time zone"),
         (RATING.replace("2025-", "yesterday-"), "isoformat"),
@@ -122,3 +123,17 @@ def test_an_export_that_fails_leaves_the_old_one(store: Store, tmp_path: Path, m
     with pytest.raises(ZeroDivisionError):
         store.export_file(path)
     assert path.read_bytes() == old and os.listdir(path.parent) == ["x.jsonl"]
+
+
+@both
+def test_a_strength_is_exported_and_counts_in_full_if_it_is_left_out(
+    store: Store, stores: Callable[..., Store], tmp_path: Path
+) -> None:
+    (tmp_path / "old.jsonl").write_text("\n".join([HEADER, IMAGE, RATING]), encoding="utf-8")
+    store.import_file(tmp_path / "old.jsonl")
+    assert [rating.strength for rating in store.ratings("s")] == [1.0]
+    store.rate(KEY, -1, session="s", strength=0.3)
+    store.export_file(tmp_path / "new.jsonl")
+    other = stores()
+    other.import_file(tmp_path / "new.jsonl")
+    assert [(rating.value, rating.strength) for rating in other.ratings("s")] == [(-1, 0.3)]
