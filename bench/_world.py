@@ -13,7 +13,7 @@ import torch
 
 REPO = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("ATELIER_HOME") or REPO / ".atelier")
-STEPS, CFG, BATCH = 20, 5.0, 20
+STEPS, CFG, BATCH = 20, 4.0, 20
 
 
 def start_host() -> None:
@@ -47,18 +47,22 @@ class Checkpoint:
     clip: Any
     vae: Any
 
-    def draw(self, prompts: list[str], seed: int, model: Any = None) -> torch.Tensor:
-        """Pictures [N, 128, 128, 3] in 0..1, one for each prompt: 20 steps of the host's KSampler, euler, normal."""
+    def draw(self, prompts: list[str], seed: int, model: Any = None, numbers: list[int] | None = None) -> torch.Tensor:
+        """Pictures [N, 128, 128, 3] in 0..1, one for each prompt: 20 steps of the host's KSampler, euler, normal.
+
+        With `numbers`, a picture's noise depends on the seed and its number alone, whatever is drawn along with it.
+        """
         import comfy.utils
 
         comfy.utils.PROGRESS_BAR_ENABLED = False
         pictures = []
         for start in range(0, len(prompts), BATCH):
-            part = prompts[start : start + BATCH]
-            pictures.append(self._draw(part, seed + start, model or self.model))
+            part = slice(start, start + BATCH)
+            noise = (seed + start, None) if numbers is None else (seed, numbers[part])
+            pictures.append(self._draw(prompts[part], *noise, model or self.model))
         return torch.cat(pictures)
 
-    def _draw(self, prompts: list[str], seed: int, model: Any) -> torch.Tensor:
+    def _draw(self, prompts: list[str], seed: int, numbers: list[int] | None, model: Any) -> torch.Tensor:
         import nodes
 
         def encode(texts: list[str]) -> list[Any]:
@@ -67,6 +71,8 @@ class Checkpoint:
             return [[torch.cat([e[0] for e in encoded]), pooled]]
 
         latent = {"samples": torch.zeros(len(prompts), 4, 16, 16)}
+        if numbers is not None:
+            latent["batch_index"] = numbers
         negative = encode([""] * len(prompts))
         sampled = nodes.KSampler().sample(
             model, seed, STEPS, CFG, "euler", "normal", encode(prompts), negative, latent
@@ -75,7 +81,7 @@ class Checkpoint:
 
 
 def load_checkpoint(name: str) -> Checkpoint:
-    """A demo checkpoint (base, chalk, neon, pixel) through the host's own loader."""
+    """A demo checkpoint, base or an expert, through the host's own loader."""
     import comfy.sd
 
     file = HOME / "base" / "models" / "checkpoints" / f"shapeworld-{name}.safetensors"
