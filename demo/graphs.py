@@ -16,7 +16,7 @@ from uuid import NAMESPACE_URL, uuid5
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 USER_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 DEMO_CHECKPOINT = "shapeworld-base.safetensors"
-DEMO_SIZE = 128
+DEMO_SIZE, DEMO_CFG = 128, 4.0
 WISH = "I want a picture of a shiny red star above a blue square, drawn in chalk"
 
 Graph = dict[str, dict[str, Any]]
@@ -28,11 +28,11 @@ def load(name: str) -> Graph:
 
 
 def for_demo(graph: Graph, **changes: Any) -> Graph:
-    """A copy of a template that runs on the demo checkpoints: their size and name, and one value for each input
-    named in `changes`, wherever it stands as a widget. Raises KeyError when no node has such an input."""
+    """A copy of a template that runs on the demo checkpoints: their size, name and guidance, and one value for each
+    input named in `changes`, wherever it stands as a widget. Raises KeyError when no node has such an input."""
     graph = copy.deepcopy(graph)
-    changes = {"width": DEMO_SIZE, "height": DEMO_SIZE, "ckpt_name": DEMO_CHECKPOINT} | changes
-    unused = set(changes) - {"width", "height", "ckpt_name"}
+    unused = set(changes)
+    changes = {"width": DEMO_SIZE, "height": DEMO_SIZE, "ckpt_name": DEMO_CHECKPOINT, "cfg": DEMO_CFG} | changes
     for node in graph.values():
         for name in changes.keys() & node["inputs"].keys():
             if not isinstance(node["inputs"][name], list):
@@ -52,35 +52,46 @@ def _node(kind: str, title: str, place: tuple[int, int], **inputs: Any) -> dict[
     return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}, "place": place}
 
 
-def _sampler(model: list[Any], seed: int, place: tuple[int, int]) -> dict[str, Any]:
+def _sampler(model: list[Any], seed: int | list[Any], place: tuple[int, int], number: str = "") -> dict[str, Any]:
     return _node(
-        "KSampler", "Sample", place, model=model, positive=["positive", 0], negative=["negative", 0],
-        latent_image=["size", 0], seed=seed, steps=20, cfg=7.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+        "KSampler", f"Sample {number}".strip(), place, model=model, positive=[f"positive{number}", 0],
+        negative=[f"negative{number}", 0], latent_image=["size", 0], seed=seed, steps=20, cfg=7.0,
+        sampler_name="euler", scheduler="normal", denoise=1.0,
     )  # fmt: skip
+
+
+def _parse() -> dict[str, Any]:
+    return _node("AtelierPromptParser", "Wish", (0, 0), wish=WISH, on_error="rules")
+
+
+def _router(title: str, place: tuple[int, int], **changes: Any) -> dict[str, Any]:
+    inputs = {
+        "wish": ["parse", 0], "candidates": "*", "fallback": "none", "loras": "*", "feedback": True, "top_k": 1,
+        "rank": 1, "voices": 3, "on_error": "similarity", "negative": ["parse", 1], "extend": True,
+    }  # fmt: skip
+    return _node("AtelierModelTreeRouter", title, place, **(inputs | changes))
+
+
+def _texts(route: str, y: int, number: str = "") -> Graph:
+    """Prompt and negative as a router writes them."""
+    return {
+        f"positive{number}": _node(
+            "CLIPTextEncode", f"Prompt {number}".strip(), (880, y), text=[route, 7], clip=[route, 1]
+        ),
+        f"negative{number}": _node(
+            "CLIPTextEncode", f"Negative {number}".strip(), (880, y + 160), text=[route, 8], clip=[route, 1]
+        ),
+    }
 
 
 def _route() -> Graph:
     """Wish, parser, router and what follows from them; the model is `["route", 0]`."""
     return {
-        "parse": _node("AtelierPromptParser", "Wish", (0, 0), wish=WISH, on_error="rules"),
-        "route": _node(
-            "AtelierModelTreeRouter",
-            "Route",
-            (440, 0),
-            wish=["parse", 0],
-            candidates="*",
-            fallback="none",
-            loras="*",
-            feedback=True,
-            top_k=1,
-            rank=1,
-            voices=3,
-            on_error="similarity",
-        ),
-        "positive": _node("CLIPTextEncode", "Prompt", (880, 0), text=["route", 7], clip=["route", 1]),
-        "negative": _node("CLIPTextEncode", "Negative", (880, 160), text=["parse", 1], clip=["route", 1]),
+        "parse": _parse(),
+        "route": _router("Route", (440, 0)),
+        **_texts("route", 0),
         "size": _node("EmptyLatentImage", "Size", (880, 320), width=512, height=512, batch_size=4),
-        "reason": _node("PreviewAny", "Why this checkpoint", (440, 420), source=["route", 5]),
+        "reason": _node("PreviewAny", "Why this checkpoint", (440, 640), source=["route", 5]),
         "path": _node("PreviewAny", "Path taken", (880, 520), source=["route", 6]),
     }
 
@@ -126,8 +137,38 @@ def _fabric_feedback() -> Graph:
     return graph | {"sample": _sampler(["fabric", 0], 2, (1600, 0))} | _decode(["checkpoint", 2], 2000)
 
 
+def _compare_models() -> Graph:
+    """The best three models for one wish, each with a sampler of its own and the same seed."""
+    graph = {
+        "parse": _parse(),
+        "tree": _node(
+            "AtelierBuildModelTree", "Model tree", (0, 420), candidates="*", loras="*", name="default", rebuild=False
+        ),
+        "size": _node("EmptyLatentImage", "Size", (0, 760), width=512, height=512, batch_size=1),
+        "seed": _node("PrimitiveInt", "Seed", (0, 960), value=1),
+    }
+    for rank in (1, 2, 3):
+        route, y = f"route{rank}", 700 * (rank - 1)
+        graph[route] = _router(f"Place {rank}", (440, y), tree=["tree", 0], top_k=3, rank=rank)
+        graph |= _texts(route, y, f"{rank}")
+        graph[f"sample{rank}"] = _sampler([route, 0], ["seed", 0], (1280, y), f"{rank}")
+        graph[f"decode{rank}"] = _node(
+            "VAEDecode", f"Decode {rank}", (1680, y), samples=[f"sample{rank}", 0], vae=[route, 2]
+        )
+        graph[f"reason{rank}"] = _node("PreviewAny", f"Why place {rank}", (1600 + 440 * rank, 660), source=[route, 5])
+    for number, (left, right) in enumerate((("decode1", "decode2"), ("pair", "decode3"))):
+        graph[("pair", "row")[number]] = _node(
+            "ImageStitch", f"Side by side {number + 1}", (2040, 280 * number), image1=[left, 0], image2=[right, 0],
+            direction="right", match_image_size=True, spacing_width=8, spacing_color="white",
+        )  # fmt: skip
+    graph["save"] = _node("SaveImage", "Pictures", (2440, 0), images=["row", 0], filename_prefix="Atelier")
+    graph["view"] = _node("AtelierModelTreeView", "Tree and path", (2040, 1100), tree=["tree", 0], trace=["route1", 6])
+    return graph
+
+
 TEMPLATES = {
     "wish_to_picture": _wish_to_picture,
+    "compare_models": _compare_models,
     "fabric_feedback": _fabric_feedback,
     "wish_with_feedback": _wish_with_feedback,
 }
@@ -190,6 +231,7 @@ def _canvas_node(
             kind, options = [*schema["input"][group][name], {}][:2]
             value = node["inputs"].get(name)
             is_widget = isinstance(kind, list) or kind in ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
+            is_widget = is_widget and not options.get("forceInput")
             slot = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "link": None}
             if is_widget:
                 slot["widget"] = {"name": name}

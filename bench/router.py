@@ -1,0 +1,311 @@
+"""Model routing on ShapeWorld: is the best expert chosen, are the pictures better for it, and what does it cost?
+
+The embedded default routes: rules, sentence embeddings, no language model. A figure's `sample` says what it was
+measured on:
+
+- held out: scenes that nothing was trained or chosen by, in wordings that the rules were not written with. The words
+  for a style are the grammar's, which the experts' headers name too, and the bars of the search were chosen on wishes
+  of this grammar. So this says how well a wish is read whose style is named; `accuracy_other_words` says how well one
+  whose style is described.
+- in-sample: the wordings of the parser's tests.
+- generated: files or rows made up for a measurement of time.
+
+A picture is drawn by the host's own KSampler in 20 steps from the prompt that the parser reads, the same in all arms,
+and from the same noise. Its score is the oracle's: the share of what the caption says that the picture shows. The arms:
+the base alone; a random model, as the mean over all of them; the model that the router picks; the same with ratings.
+The ratings are of other wishes. For each the three best models are drawn side by side; of these three, those with the
+highest score are liked and those with the lowest disliked, as somebody would do who compares.
+
+The ratings are put to a second test. To the library comes a liar: the base under another name, which says that it is
+the best at chalk. 30 ratings of chalk wishes must take those away from it, and leave the others as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from _figures import Figure, difference, mean, save, share, show, single
+from _library import scan_figures
+from _store import store_query
+from _world import HOME, pack, start_host
+
+start_host()
+pack()
+
+from _gallery import Gallery, Order, order  # noqa: E402
+from _scripted import Scripted  # noqa: E402
+from _wishes import NEW, Wish, held_out, in_other_words, in_sample, rated, timed  # noqa: E402
+from assemble import EXPERTS  # noqa: E402
+from atelier.feedback.records import StoredImage  # noqa: E402
+from atelier.feedback.store import open_store  # noqa: E402
+from atelier.llm.ask import answer_cache  # noqa: E402
+from atelier.llm.embeddings import load_encoder  # noqa: E402
+from atelier.llm.extend import extend  # noqa: E402
+from atelier.llm.llm_parser import read_wish  # noqa: E402
+from atelier.llm.records import Library, ModelRecord  # noqa: E402
+from atelier.llm.routing import Choice, choose  # noqa: E402
+from atelier.llm.tree_build import grow  # noqa: E402
+from atelier.llm.voting import Panel  # noqa: E402
+from atelier.nodes.history import StoredHistory  # noqa: E402
+from atelier.nodes.installed import read_library  # noqa: E402
+from atelier.nodes.parse import AtelierPromptParser as Parser  # noqa: E402
+from atelier.nodes.route import AtelierModelTreeRouter as RouterNode  # noqa: E402
+
+COUNT, FEWEST, RATED, RATINGS = 120, 16, 64, 30
+PATTERN = "shapeworld-*"
+MODELS = ("base", *EXPERTS)
+LIAR, LIED_ABOUT = "shapeworld-liar.safetensors", "chalk"
+SCORE = "score"
+
+
+def file_of(model: str) -> str:
+    return f"shapeworld-{model}.safetensors"
+
+
+def best_for(wish: Wish) -> str:
+    """The file of the expert for the wish's style; the base draws what is flat."""
+    return file_of(wish.style if wish.style in EXPERTS else "base")
+
+
+class Routes:
+    """A library with its tree, and what the router does with it."""
+
+    def __init__(self, library: Library) -> None:
+        self.library, self.encoder = library, load_encoder()
+        self.tree = grow(library.models, self.encoder).tree
+
+    def choice(self, wish: Wish, history: StoredHistory | None = None, count: int = 1) -> Choice:
+        return choose(self.library, prompt_of(wish), self.encoder, tree=self.tree, history=history, count=count)
+
+    def names(self, wishes: Iterable[Wish], history: StoredHistory | None = None) -> list[str]:
+        """The file that is chosen for each wish."""
+        return [self.choice(wish, history).model.name for wish in wishes]
+
+    def record(self, name: str) -> ModelRecord:
+        return next(model for model in self.library.models if model.name == name)
+
+
+def prompt_of(wish: Wish) -> str:
+    return read_wish(wish.text).prompt
+
+
+def orders(wishes: Sequence[Wish], names: Sequence[str]) -> list[Order]:
+    """A picture of each wish by the model whose file stands beside it, from the prompt as the parser reads it."""
+    return [order(wish, drawer(name), prompt_of(wish)) for wish, name in zip(wishes, names, strict=True)]
+
+
+def drawer(name: str) -> str:
+    """The demo checkpoint in a file. The liar's is the base."""
+    return "base" if name == LIAR else name.removeprefix("shapeworld-").removesuffix(".safetensors")
+
+
+class Ratings:
+    """A ratings store of its own, and the person who rates into it."""
+
+    def __init__(self, folder: Path, name: str, routes: Routes) -> None:
+        self.url = f"sqlite:///{folder}/{name}.sqlite3"
+        self.history, self.count = StoredHistory(self.url, routes.encoder), 0
+        self._store, self._routes = open_store(self.url), routes
+
+    def compare(self, wishes: Sequence[Wish], gallery: Gallery, most: int | None = None) -> None:
+        """For each wish, have the three best models draw it; like the best pictures and dislike the worst."""
+        for model in MODELS:
+            gallery.scores(orders(wishes, [file_of(model)] * len(wishes)))  # together, which is faster
+        for wish in wishes:
+            names = [place.model.name for place in self._routes.choice(wish, self.history, 3).ranking]
+            scores = gallery.scores(orders([wish] * len(names), names))
+            for name, value in zip(names, scores, strict=True):
+                if min(scores) < max(scores) and value in (min(scores), max(scores)) and self.count != most:
+                    self._rate(wish, name, 1 if value == max(scores) else -1)
+
+    def _rate(self, wish: Wish, name: str, value: int) -> None:
+        digest = sha256(f"{name} {wish.number}".encode()).hexdigest()
+        picture = StoredImage(digest, prompt_of(wish), "bench", checkpoint=name, seed=wish.number)
+        self._store.register([picture])
+        self._store.rate(picture.key, value, session="bench")
+        self.count += 1
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def accuracy(routes: Routes, wishes: Sequence[Wish]) -> list[bool]:
+    return [name == best_for(wish) for name, wish in zip(routes.names(wishes), wishes, strict=True)]
+
+
+def routing(routes: Routes, wishes: Sequence[Wish]) -> dict[str, Figure]:
+    """Share of wishes that go to the best expert, by form and by sample."""
+    hits, known, other = accuracy(routes, wishes), in_sample(len(wishes)), in_other_words(max(1, len(wishes) // 2))
+    forms = {form: share([hit for hit, wish in zip(hits, wishes, strict=True) if wish.form == form]) for form in NEW}
+    kinds = share([read_wish(wish.text).kind == wish.form for wish in wishes])
+    return (
+        of("held out", accuracy=share(hits), **{f"accuracy_{form}": figure for form, figure in forms.items()})
+        | of("held out", accuracy_other_words=share(accuracy(routes, other)), form_read=kinds)
+        | of("in-sample", accuracy_known_wordings=share(accuracy(routes, known)))
+    )
+
+
+def pictures(routes: Routes, wishes: Sequence[Wish], ratings: Ratings, gallery: Gallery) -> dict[str, Figure]:
+    """The arms: mean score of each, and the differences of pairs."""
+    by_model = [gallery.scores(orders(wishes, [file_of(model)] * len(wishes))) for model in MODELS]
+    rated_names = routes.names(wishes, ratings.history)
+    arms = {
+        "base": by_model[0],
+        "random": np.mean(by_model, axis=0).tolist(),
+        "tree": gallery.scores(orders(wishes, routes.names(wishes))),
+        "tree_feedback": gallery.scores(orders(wishes, rated_names)),
+        "extended": gallery.scores([extended(routes, *pair) for pair in zip(wishes, rated_names, strict=True)]),
+        "best_of_all": np.max(by_model, axis=0).tolist(),
+    }
+    pairs = (
+        ("tree", "base"), ("tree", "random"), ("tree_feedback", "base"), ("tree_feedback", "tree"),
+        ("extended", "tree_feedback"),
+    )  # fmt: skip
+    gaps = {f"{ours}_minus_{theirs}": difference(arms[ours], arms[theirs], SCORE) for ours, theirs in pairs}
+    moved = share([a != b for a, b in zip(rated_names, routes.names(wishes), strict=True)])
+    return of(
+        "held out",
+        **{f"score_{arm}": mean(scores, SCORE) for arm, scores in arms.items()},
+        **gaps,
+        feedback_moved=moved,
+    )
+
+
+def extended(routes: Routes, wish: Wish, name: str) -> Order:
+    """The picture from the prompt as it is extended for its model."""
+    return order(wish, drawer(name), extend(prompt_of(wish), "", routes.record(name), None).prompt)
+
+
+def lie(library: Library) -> Library:
+    """The library with the liar: the record of the expert that it lies about, under a name and title of its own."""
+    honest = next(model for model in library.models if model.name == file_of(LIED_ABOUT))
+    liar = replace(honest, name=LIAR, title=f"Best, {honest.trigger_words[0]}")
+    return replace(library, models=(*library.models, liar))
+
+
+def lying(library: Library, wishes: Sequence[Wish], folder: Path, gallery: Gallery) -> dict[str, Figure]:
+    """What ratings do about the liar: how often it is chosen before and after, and what the pictures are worth."""
+    routes = Routes(lie(library))
+    ratings = Ratings(folder, "liar", routes)
+    about = [wish for wish in rated(4 * RATINGS * len(wishes) // COUNT + 32) if wish.style == LIED_ABOUT]
+    ratings.compare(about, gallery, RATINGS)
+    before, after = routes.names(wishes), routes.names(wishes, ratings.history)
+    ratings.close()
+    asked = [number for number, wish in enumerate(wishes) if wish.style == LIED_ABOUT]
+    others = [number for number, wish in enumerate(wishes) if wish.style != LIED_ABOUT]
+    scores = [gallery.scores(orders(wishes, names)) for names in (before, after)]
+    worth_before, worth_after = ([column[number] for number in asked] for column in scores)
+    return of(
+        "held out",
+        liar_before=share([before[number] == LIAR for number in asked]),
+        liar_after=share([after[number] == LIAR for number in asked]),
+        liar_others_unchanged=share([before[number] == after[number] for number in others]),
+        liar_ratings=single(ratings.count, "ratings"),
+        liar_score_before=mean(worth_before, SCORE),
+        liar_score_after=mean(worth_after, SCORE),
+        liar_score_gain=difference(worth_after, worth_before, SCORE),
+    )
+
+
+def added_time(ratings: Ratings, wishes: Sequence[Wish]) -> dict[str, Figure]:
+    """Milliseconds that parser and router add to a queue whose wish is new: the library and its texts are known, the
+    wish is not. `warm_repeat_ms`: the wish is known too."""
+    os.environ["ATELIER_DATABASE_URL"] = ratings.url
+    inputs = {"candidates": PATTERN, "loras": "", "feedback": True}
+
+    def milliseconds(text: str) -> float:
+        start = time.perf_counter()
+        prompt, negative = Parser.execute(text).args[:2]
+        RouterNode.fingerprint_inputs(**inputs)
+        RouterNode.execute(prompt, fallback="none", negative=negative, **inputs)
+        return 1000 * (time.perf_counter() - start)
+
+    milliseconds("a large circle")
+    new, again = ([milliseconds(wish.text) for wish in wishes] for _ in range(2))
+    figures = of("held out", warm_ms=mean(new, "ms"), warm_repeat_ms=mean(again, "ms"))
+    return figures | of("held out", warm_p95_ms=single(float(np.percentile(new, 95)), "ms", len(new)))
+
+
+def calls(routes: Routes, wishes: Sequence[Wish]) -> dict[str, Figure]:
+    """Calls to a language model for a wish that it has not seen, by what they are for; and for the same wish again."""
+    answer_cache().clear()
+    counted: dict[str, list[float]] = defaultdict(list)
+    for wish in wishes:
+        llm = Scripted(wish)
+        for when in ("cold", "again"):
+            read = read_wish(wish.text, llm, "stop")
+            panel = Panel(llm, strict=True)
+            choice = choose(routes.library, read.prompt, routes.encoder, tree=routes.tree, panel=panel)
+            written = extend(read.prompt, read.negative, choice.model, llm, strict=True)
+            spent = {"parse": read.asked.calls, "route": panel.calls, "extend": written.calls}
+            for what, number in spent.items():
+                counted[f"llm_calls_{what}" if when == "cold" else "llm_calls_again"].append(number)
+    answer_cache().clear()
+    return of("held out", **{key: mean(numbers, "calls") for key, numbers in counted.items()})
+
+
+def of(sample: str, /, **figures: Figure) -> dict[str, Figure]:
+    """The figures, each with what it was measured on."""
+    return {key: figure | {"sample": sample} for key, figure in figures.items()}
+
+
+def measure(count: int, quick: bool, folder: Path, progress: Callable[[dict[str, Figure]], None]) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+
+    def note(new: dict[str, Figure]) -> None:
+        figures.update(new)
+        progress(new)
+
+    gallery, wishes = Gallery(), held_out(count)
+    routes = Routes(read_library(PATTERN, ""))
+    note(routing(routes, wishes))
+    ratings = Ratings(folder, "ratings", routes)
+    ratings.compare(rated(max(1, RATED * count // COUNT)), gallery)
+    note(of("held out", feedback_ratings=single(ratings.count, "ratings")))
+    note(pictures(routes, wishes, ratings, gallery))
+    note(lying(routes.library, wishes, folder, gallery))
+    note(of("held out", picture_s=single(gallery.seconds / gallery.drawn, "s", gallery.drawn)))
+    note(added_time(ratings, timed(count)))
+    note(calls(routes, wishes[: max(1, count // 3)]))
+    ratings.close()
+    note(of("generated", **scan_figures(count=200 if quick else 2000)))
+    note(of("generated", **store_query(count=10_000 if quick else 100_000, queries=50 if quick else 200)))
+    return figures
+
+
+def use_demo_models(folder: Path) -> None:
+    """Have the host list the demo checkpoints, and write what is private into a folder of this run."""
+    import folder_paths
+
+    folder_paths.add_model_folder_path("checkpoints", str(HOME / "base" / "models" / "checkpoints"), is_default=True)
+    folder_paths.set_user_directory(str(folder))
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
+    parser.add_argument("--count", type=int, help=f"number of held-out wishes; any but {COUNT} writes nothing")
+    options = parser.parse_args()
+    count = options.count or (FEWEST if options.quick else COUNT)
+    if count < FEWEST:
+        parser.error(f"--count must be {FEWEST} or more, to have each style in each form")
+    with tempfile.TemporaryDirectory(prefix="atelier-bench-") as folder:
+        use_demo_models(Path(folder))
+        figures = measure(count, options.quick, Path(folder), show)
+    if count == COUNT and not options.quick:
+        print(f"wrote {save('router', figures)}")
+
+
+if __name__ == "__main__":
+    main()
