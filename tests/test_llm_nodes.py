@@ -13,6 +13,7 @@ from typing import Any
 import llm_servers as fake
 import pytest
 from comfy_api_client import GraphError, ServerError
+from graphs import DEMO_CHECKPOINT
 from llm_servers import KEY
 
 
@@ -169,7 +170,6 @@ def test_local_node_over_the_api(server: Any, tmp_path: Path) -> None:
 
 
 def test_clip_node_over_the_api(server: Any) -> None:
-    name = server.get("/models/checkpoints")[0]
-    loader = {"3": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}}}
+    loader = {"3": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": DEMO_CHECKPOINT}}}
     with pytest.raises(GraphError, match="only encodes"):
         run_node(server, "AtelierLLMFromClip", {"clip": ["3", 1], **LOCAL_INPUTS}, **loader)
