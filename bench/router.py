@@ -10,14 +10,17 @@ measured on:
 - in-sample: the wordings of the parser's tests.
 - generated: files or rows made up for a measurement of time.
 
+Times are only worth something on a machine that does nothing else.
+
 A picture is drawn by the host's own KSampler in 20 steps from the prompt that the parser reads, the same in all arms,
 and from the same noise. Its score is the oracle's: the share of what the caption says that the picture shows. The arms:
 the base alone; a random model, as the mean over all of them; the model that the router picks; the same with ratings.
 The ratings are of other wishes. For each the three best models are drawn side by side; of these three, those with the
 highest score are liked and those with the lowest disliked, as somebody would do who compares.
 
-The ratings are put to a second test. To the library comes a liar: the base under another name, which says that it is
-the best at chalk. 30 ratings of chalk wishes must take those away from it, and leave the others as they were.
+Where each leaf has one model and no header lies, ratings can change little. So they are put to a second test. To the
+library comes a liar: the base under another name, which says that it is the best at chalk. 30 ratings of chalk wishes
+must take those away from it, and leave the others as they were.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ from _wishes import NEW, Wish, held_out, in_other_words, in_sample, rated, timed
 from assemble import EXPERTS  # noqa: E402
 from atelier.feedback.records import StoredImage  # noqa: E402
 from atelier.feedback.store import open_store  # noqa: E402
+from atelier.llm import embeddings  # noqa: E402
 from atelier.llm.ask import answer_cache  # noqa: E402
 from atelier.llm.embeddings import load_encoder  # noqa: E402
 from atelier.llm.extend import extend  # noqa: E402
@@ -194,32 +198,34 @@ def lie(library: Library) -> Library:
 
 
 def lying(library: Library, wishes: Sequence[Wish], folder: Path, gallery: Gallery) -> dict[str, Figure]:
-    """What ratings do about the liar: how often it is chosen before and after, and what the pictures are worth."""
+    """What ratings do about the liar: how often it is chosen before and after, and the tree's two arms with it."""
     routes = Routes(lie(library))
     ratings = Ratings(folder, "liar", routes)
-    about = [wish for wish in rated(4 * RATINGS * len(wishes) // COUNT + 32) if wish.style == LIED_ABOUT]
-    ratings.compare(about, gallery, RATINGS)
+    most = RATINGS if len(wishes) >= RATED else RATINGS // 3
+    about = [wish for wish in rated(2 * most + 32) if wish.style == LIED_ABOUT]  # each gives two ratings or more
+    ratings.compare(about, gallery, most)
     before, after = routes.names(wishes), routes.names(wishes, ratings.history)
     ratings.close()
     asked = [number for number, wish in enumerate(wishes) if wish.style == LIED_ABOUT]
     others = [number for number, wish in enumerate(wishes) if wish.style != LIED_ABOUT]
-    scores = [gallery.scores(orders(wishes, names)) for names in (before, after)]
-    worth_before, worth_after = ([column[number] for number in asked] for column in scores)
+    tree, feedback = (gallery.scores(orders(wishes, names)) for names in (before, after))
     return of(
         "held out",
         liar_before=share([before[number] == LIAR for number in asked]),
         liar_after=share([after[number] == LIAR for number in asked]),
         liar_others_unchanged=share([before[number] == after[number] for number in others]),
         liar_ratings=single(ratings.count, "ratings"),
-        liar_score_before=mean(worth_before, SCORE),
-        liar_score_after=mean(worth_after, SCORE),
-        liar_score_gain=difference(worth_after, worth_before, SCORE),
+        liar_score_tree=mean(tree, SCORE),
+        liar_score_tree_feedback=mean(feedback, SCORE),
+        liar_feedback_minus_tree=difference(feedback, tree, SCORE),
+        liar_gain_where_it_lies=difference([feedback[n] for n in asked], [tree[n] for n in asked], SCORE),
     )
 
 
 def added_time(ratings: Ratings, wishes: Sequence[Wish]) -> dict[str, Figure]:
-    """Milliseconds that parser and router add to a queue whose wish is new: the library and its texts are known, the
-    wish is not. `warm_repeat_ms`: the wish is known too."""
+    """Milliseconds that parser and router add to a queue whose wish is new: the models' texts and most words of the
+    grammar are remembered, the wish is not. `warm_repeat_ms`: the wish is remembered too. `warm_new_words_ms`: no word
+    of it is."""
     os.environ["ATELIER_DATABASE_URL"] = ratings.url
     inputs = {"candidates": PATTERN, "loras": "", "feedback": True}
 
@@ -230,10 +236,21 @@ def added_time(ratings: Ratings, wishes: Sequence[Wish]) -> dict[str, Figure]:
         RouterNode.execute(prompt, fallback="none", negative=negative, **inputs)
         return 1000 * (time.perf_counter() - start)
 
+    def with_new_words(text: str) -> float:
+        embeddings._known.cache_clear()
+        milliseconds("a large circle")
+        return milliseconds(text)
+
     milliseconds("a large circle")
     new, again = ([milliseconds(wish.text) for wish in wishes] for _ in range(2))
-    figures = of("held out", warm_ms=mean(new, "ms"), warm_repeat_ms=mean(again, "ms"))
-    return figures | of("held out", warm_p95_ms=single(float(np.percentile(new, 95)), "ms", len(new)))
+    strange = [with_new_words(wish.text) for wish in wishes[: len(wishes) // 2]]
+    return of(
+        "held out",
+        warm_ms=mean(new, "ms"),
+        warm_p95_ms=single(float(np.percentile(new, 95)), "ms", len(new)),
+        warm_repeat_ms=mean(again, "ms"),
+        warm_new_words_ms=mean(strange, "ms"),
+    )
 
 
 def calls(routes: Routes, wishes: Sequence[Wish]) -> dict[str, Figure]:
