@@ -81,10 +81,15 @@ class Checkpoint:
 
 
 def load_checkpoint(name: str) -> Checkpoint:
-    """A demo checkpoint, base or an expert, through the host's own loader."""
+    """A demo checkpoint, base or an expert, through the host's own loader. "chalk+base" is the mean of two models."""
     import comfy.sd
 
-    file = HOME / "base" / "models" / "checkpoints" / f"shapeworld-{name}.safetensors"
+    first, *others = name.split("+")
+    file = HOME / "base" / "models" / "checkpoints" / f"shapeworld-{first}.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: run 'python dev.py demo' once")
-    return Checkpoint(*comfy.sd.load_checkpoint_guess_config(str(file), output_vae=True, output_clip=True)[:3])
+    loaded = Checkpoint(*comfy.sd.load_checkpoint_guess_config(str(file), output_vae=True, output_clip=True)[:3])
+    for other in others:
+        weights = load_checkpoint(other).model.get_key_patches("diffusion_model.")
+        loaded.model.add_patches(weights, 0.5, 0.5)
+    return loaded

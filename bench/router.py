@@ -18,9 +18,14 @@ the base alone; a random model, as the mean over all of them; the model that the
 The ratings are of other wishes. For each the three best models are drawn side by side; of these three, those with the
 highest score are liked and those with the lowest disliked, as somebody would do who compares.
 
-Where each leaf has one model and no header lies, ratings can change little. So they are put to a second test. To the
-library comes a liar: the base under another name, which says that it is the best at chalk. 30 ratings of chalk wishes
-must take those away from it, and leave the others as they were.
+Where each leaf has one model and no header lies, ratings can change little: tags say all. So there are two more
+libraries.
+
+- doubles: each expert has a double, a model with the same tags that is the mean of the expert and the base, as many
+  merges are. This is the case that the method was made for, a leaf with several models. Nothing but ratings tells the
+  two apart, so each wish is routed twice, the second time with their names swapped, and the mean is taken.
+- liar: the base under another name, which says that it is the best at chalk. 30 ratings of chalk wishes must take
+  those away from it, and leave the others as they were.
 """
 
 from __future__ import annotations
@@ -30,9 +35,8 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -45,102 +49,31 @@ from _world import HOME, pack, start_host
 start_host()
 pack()
 
-from _gallery import Gallery, Order, order  # noqa: E402
+from _gallery import Gallery, Order  # noqa: E402
+from _routes import MODELS, Ratings, Routes, file_of, prompt_of, record_of  # noqa: E402
 from _scripted import Scripted  # noqa: E402
 from _wishes import NEW, Wish, held_out, in_other_words, in_sample, rated, timed  # noqa: E402
 from assemble import EXPERTS  # noqa: E402
-from atelier.feedback.records import StoredImage  # noqa: E402
-from atelier.feedback.store import open_store  # noqa: E402
 from atelier.llm import embeddings  # noqa: E402
 from atelier.llm.ask import answer_cache  # noqa: E402
-from atelier.llm.embeddings import load_encoder  # noqa: E402
 from atelier.llm.extend import extend  # noqa: E402
 from atelier.llm.llm_parser import read_wish  # noqa: E402
-from atelier.llm.records import Library, ModelRecord  # noqa: E402
-from atelier.llm.routing import Choice, choose  # noqa: E402
-from atelier.llm.tree_build import grow  # noqa: E402
+from atelier.llm.records import Library  # noqa: E402
+from atelier.llm.routing import choose  # noqa: E402
 from atelier.llm.voting import Panel  # noqa: E402
-from atelier.nodes.history import StoredHistory  # noqa: E402
 from atelier.nodes.installed import read_library  # noqa: E402
 from atelier.nodes.parse import AtelierPromptParser as Parser  # noqa: E402
 from atelier.nodes.route import AtelierModelTreeRouter as RouterNode  # noqa: E402
 
 COUNT, FEWEST, RATED, RATINGS = 120, 16, 64, 30
 PATTERN = "shapeworld-*"
-MODELS = ("base", *EXPERTS)
 LIAR, LIED_ABOUT = "shapeworld-liar.safetensors", "chalk"
 SCORE = "score"
-
-
-def file_of(model: str) -> str:
-    return f"shapeworld-{model}.safetensors"
 
 
 def best_for(wish: Wish) -> str:
     """The file of the expert for the wish's style; the base draws what is flat."""
     return file_of(wish.style if wish.style in EXPERTS else "base")
-
-
-class Routes:
-    """A library with its tree, and what the router does with it."""
-
-    def __init__(self, library: Library) -> None:
-        self.library, self.encoder = library, load_encoder()
-        self.tree = grow(library.models, self.encoder).tree
-
-    def choice(self, wish: Wish, history: StoredHistory | None = None, count: int = 1) -> Choice:
-        return choose(self.library, prompt_of(wish), self.encoder, tree=self.tree, history=history, count=count)
-
-    def names(self, wishes: Iterable[Wish], history: StoredHistory | None = None) -> list[str]:
-        """The file that is chosen for each wish."""
-        return [self.choice(wish, history).model.name for wish in wishes]
-
-    def record(self, name: str) -> ModelRecord:
-        return next(model for model in self.library.models if model.name == name)
-
-
-def prompt_of(wish: Wish) -> str:
-    return read_wish(wish.text).prompt
-
-
-def orders(wishes: Sequence[Wish], names: Sequence[str]) -> list[Order]:
-    """A picture of each wish by the model whose file stands beside it, from the prompt as the parser reads it."""
-    return [order(wish, drawer(name), prompt_of(wish)) for wish, name in zip(wishes, names, strict=True)]
-
-
-def drawer(name: str) -> str:
-    """The demo checkpoint in a file. The liar's is the base."""
-    return "base" if name == LIAR else name.removeprefix("shapeworld-").removesuffix(".safetensors")
-
-
-class Ratings:
-    """A ratings store of its own, and the person who rates into it."""
-
-    def __init__(self, folder: Path, name: str, routes: Routes) -> None:
-        self.url = f"sqlite:///{folder}/{name}.sqlite3"
-        self.history, self.count = StoredHistory(self.url, routes.encoder), 0
-        self._store, self._routes = open_store(self.url), routes
-
-    def compare(self, wishes: Sequence[Wish], gallery: Gallery, most: int | None = None) -> None:
-        """For each wish, have the three best models draw it; like the best pictures and dislike the worst."""
-        for model in MODELS:
-            gallery.scores(orders(wishes, [file_of(model)] * len(wishes)))  # together, which is faster
-        for wish in wishes:
-            names = [place.model.name for place in self._routes.choice(wish, self.history, 3).ranking]
-            scores = gallery.scores(orders([wish] * len(names), names))
-            for name, value in zip(names, scores, strict=True):
-                if min(scores) < max(scores) and value in (min(scores), max(scores)) and self.count != most:
-                    self._rate(wish, name, 1 if value == max(scores) else -1)
-
-    def _rate(self, wish: Wish, name: str, value: int) -> None:
-        digest = sha256(f"{name} {wish.number}".encode()).hexdigest()
-        picture = StoredImage(digest, prompt_of(wish), "bench", checkpoint=name, seed=wish.number)
-        self._store.register([picture])
-        self._store.rate(picture.key, value, session="bench")
-        self.count += 1
-
-    def close(self) -> None:
-        self._store.close()
 
 
 def accuracy(routes: Routes, wishes: Sequence[Wish]) -> list[bool]:
@@ -161,13 +94,13 @@ def routing(routes: Routes, wishes: Sequence[Wish]) -> dict[str, Figure]:
 
 def pictures(routes: Routes, wishes: Sequence[Wish], ratings: Ratings, gallery: Gallery) -> dict[str, Figure]:
     """The arms: mean score of each, and the differences of pairs."""
-    by_model = [gallery.scores(orders(wishes, [file_of(model)] * len(wishes))) for model in MODELS]
+    by_model = [gallery.scores(routes.orders(wishes, [file_of(model)] * len(wishes))) for model in MODELS]
     rated_names = routes.names(wishes, ratings.history)
     arms = {
         "base": by_model[0],
         "random": np.mean(by_model, axis=0).tolist(),
-        "tree": gallery.scores(orders(wishes, routes.names(wishes))),
-        "tree_feedback": gallery.scores(orders(wishes, rated_names)),
+        "tree": gallery.scores(routes.orders(wishes, routes.names(wishes))),
+        "tree_feedback": gallery.scores(routes.orders(wishes, rated_names)),
         "extended": gallery.scores([extended(routes, *pair) for pair in zip(wishes, rated_names, strict=True)]),
         "best_of_all": np.max(by_model, axis=0).tolist(),
     }
@@ -187,19 +120,49 @@ def pictures(routes: Routes, wishes: Sequence[Wish], ratings: Ratings, gallery: 
 
 def extended(routes: Routes, wish: Wish, name: str) -> Order:
     """The picture from the prompt as it is extended for its model."""
-    return order(wish, drawer(name), extend(prompt_of(wish), "", routes.record(name), None).prompt)
+    return routes.order(wish, name, extend(prompt_of(wish), "", record_of(routes.library, name), None).prompt)
+
+
+def doubled(library: Library, swapped: bool) -> Routes:
+    """The library in which each expert has a double, under names of which neither says which is which."""
+    models, drawn_by = list(library.models), {}
+    for style in EXPERTS:
+        honest, name = record_of(library, file_of(style)), file_of(f"{style}-2")
+        models.append(replace(honest, name=name))
+        expert, mean_of_two = (name, honest.name) if swapped else (honest.name, name)
+        drawn_by |= {expert: style, mean_of_two: f"{style}+base"}
+    return Routes(replace(library, models=tuple(models)), drawn_by)
+
+
+def doubles(library: Library, wishes: Sequence[Wish], folder: Path, gallery: Gallery) -> dict[str, Figure]:
+    """The arms where ratings alone tell two models apart. A score is the mean over both ways to name the models."""
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for swapped in (False, True):
+        routes = doubled(library, swapped)
+        ratings = Ratings(folder, f"doubles-{swapped}", routes)
+        ratings.compare(rated(max(1, RATED * len(wishes) // COUNT)), gallery)
+        found["tree"].append(gallery.scores(routes.orders(wishes, routes.names(wishes))))
+        found["tree_feedback"].append(gallery.scores(routes.orders(wishes, routes.names(wishes, ratings.history))))
+        ratings.close()
+        found["random"] += [
+            gallery.scores(routes.orders(wishes, [model.name] * len(wishes))) for model in routes.library.models
+        ]
+    arms = {name: np.mean(scores, axis=0).tolist() for name, scores in found.items()}
+    gap = difference(arms["tree_feedback"], arms["tree"], SCORE)
+    scores = {f"doubles_score_{arm}": mean(values, SCORE) for arm, values in arms.items()}
+    return of("held out", **scores, doubles_feedback_minus_tree=gap)
 
 
 def lie(library: Library) -> Library:
     """The library with the liar: the record of the expert that it lies about, under a name and title of its own."""
-    honest = next(model for model in library.models if model.name == file_of(LIED_ABOUT))
+    honest = record_of(library, file_of(LIED_ABOUT))
     liar = replace(honest, name=LIAR, title=f"Best, {honest.trigger_words[0]}")
     return replace(library, models=(*library.models, liar))
 
 
 def lying(library: Library, wishes: Sequence[Wish], folder: Path, gallery: Gallery) -> dict[str, Figure]:
     """What ratings do about the liar: how often it is chosen before and after, and the tree's two arms with it."""
-    routes = Routes(lie(library))
+    routes = Routes(lie(library), {LIAR: "base"})
     ratings = Ratings(folder, "liar", routes)
     most = RATINGS if len(wishes) >= RATED else RATINGS // 3
     about = [wish for wish in rated(2 * most + 32) if wish.style == LIED_ABOUT]  # each gives two ratings or more
@@ -208,7 +171,7 @@ def lying(library: Library, wishes: Sequence[Wish], folder: Path, gallery: Galle
     ratings.close()
     asked = [number for number, wish in enumerate(wishes) if wish.style == LIED_ABOUT]
     others = [number for number, wish in enumerate(wishes) if wish.style != LIED_ABOUT]
-    tree, feedback = (gallery.scores(orders(wishes, names)) for names in (before, after))
+    tree, feedback = (gallery.scores(routes.orders(wishes, names)) for names in (before, after))
     return of(
         "held out",
         liar_before=share([before[number] == LIAR for number in asked]),
@@ -290,6 +253,7 @@ def measure(count: int, quick: bool, folder: Path, progress: Callable[[dict[str,
     ratings.compare(rated(max(1, RATED * count // COUNT)), gallery)
     note(of("held out", feedback_ratings=single(ratings.count, "ratings")))
     note(pictures(routes, wishes, ratings, gallery))
+    note(doubles(routes.library, wishes, folder, gallery))
     note(lying(routes.library, wishes, folder, gallery))
     note(of("held out", picture_s=single(gallery.seconds / gallery.drawn, "s", gallery.drawn)))
     note(added_time(ratings, timed(count)))
