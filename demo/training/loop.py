@@ -24,11 +24,15 @@ def cosine(step: int, steps: int, peak: float, warmup: int = 100, floor: float =
 
 
 class Average:
-    """Exponential moving average of a module's weights. The decay grows with the step up to `decay`."""
+    """Exponential moving average of a module's weights. The decay grows with the step up to `decay`.
+
+    Whole numbers, such as a count of batches, are left out.
+    """
 
     def __init__(self, module: torch.nn.Module, decay: float = 0.999):
         self.decay = decay
-        self.weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        state = module.state_dict()
+        self.weights = {k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}
 
     def update(self, module: torch.nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
