@@ -7,11 +7,13 @@ ends, by a result, an error or an interrupt.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import comfy.ldm.modules.diffusionmodules.openaimodel
@@ -35,18 +37,29 @@ from .reference import (
     KeysValues,
     Reference,
     batches,
+    fixed_noise_seed,
     join_references,
+    latent_bytes,
     reference_noise,
     split_capture,
 )
+from .reference_cache import ReferenceCache
 
 MAX_REFERENCE_PIXELS = 1024 * 1024
 """Larger pictures are scaled down to this many pixels: attention costs the square of it."""
+
+_SAMPLES = 256
+"""Numbers of each weight that are looked at before a run."""
 
 _PATCH = "atelier_fabric"
 _STEP = "atelier_fabric_step"
 _CALL = "atelier_fabric_call"
 _SIDES = "atelier_fabric_sides"
+_RUN = "atelier_fabric_run"
+_CACHE = "atelier_fabric_cache"
+_OF_THE_ROWS = frozenset({_STEP, _SIDES, _RUN, _CALL, "cond_or_uncond", "uuids", "sigmas"})
+"""Options that say nothing of how the model computes."""
+
 _SIDE_NAMES = {"positive": LIKED, "negative": DISLIKED}
 
 
@@ -73,6 +86,13 @@ class FabricSchedule:
         return {side: value for side, value in sides.items() if value > 0.0}
 
 
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One run of a sampler, and what tells its model's weights from all others."""
+
+    weights: Hashable
+
+
 @dataclass
 class _Step:
     """What the calls of one step share: the run's seed, the new picture's latent pixels, the guider's
@@ -90,6 +110,8 @@ def apply_fabric(
     disliked: Sequence[Tensor],
     empty_prompt: dict[str, Any],
     schedule: FabricSchedule,
+    fixed_noise: bool = False,
+    cache_bytes: int = 0,
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of `model` that listens to feedback; a plain clone where feedback cannot count.
 
@@ -97,6 +119,9 @@ def apply_fabric(
         liked, disliked: VAE latents [channels, height, width], not scaled by the model's latent format.
         empty_prompt: The text encoder's answer to "", with `cond` [1, tokens, channels] and what
             else the encoder returns.
+        fixed_noise: The references' noise depends on the reference and the noise level, and not on the
+            seed. What the model makes of them is then kept for later runs, in at most `cache_bytes` of the
+            machine's memory. It stays with `model`, so other feedback and other LoRAs on it share it.
 
     Raises:
         ValueError: The model is not a UNet of the SD1.x, SD2.x or SDXL class, already has feedback, or does
@@ -118,7 +143,8 @@ def apply_fabric(
         for latent in latents
     )
     options = patched.model_options["transformer_options"]
-    fabric = Fabric(references, empty_prompt, schedule, options.get("optimized_attention_override"))
+    cache = shared_cache(model, cache_bytes) if fixed_noise else None
+    fabric = Fabric(references, empty_prompt, schedule, options.get("optimized_attention_override"), fixed_noise, cache)
     options["optimized_attention_override"] = fabric.attend
     patched.set_model_attn1_patch(fabric.enter_self_attention)
     patched.set_model_attn1_output_patch(fabric.leave_self_attention)
@@ -137,6 +163,8 @@ class Fabric:
     empty_prompt: dict[str, Any]
     schedule: FabricSchedule
     earlier_override: Callable[..., Tensor] | None
+    fixed_noise: bool = False
+    cache: ReferenceCache | None = None
     uuid: uuid.UUID = field(default_factory=uuid.uuid4)
 
     @property
@@ -145,14 +173,24 @@ class Fabric:
         return {reference.side for reference in self.references}
 
     def prepare_sampling(
-        self, executor: WrapperExecutor, model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any
+        self,
+        executor: WrapperExecutor,
+        model: comfy.model_patcher.ModelPatcher,
+        noise_shape: Sequence[int],
+        conds: Any,
+        model_options: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """Ask the host for memory as if the references were rows of the batch."""
+        """Ask the host for memory as if the references were rows of the batch, and look at the loaded weights."""
         area = math.prod(noise_shape[2:])
         references = sum(math.prod(reference.shrunk(area).latent.shape[1:]) for reference in self.references)
         # The host counts two rows, positive and negative, for each latent.
         extra = math.ceil(references / (2 * area))
-        return executor(model, [noise_shape[0] + extra, *noise_shape[1:]], *args, **kwargs)
+        shape = [noise_shape[0] + extra, *noise_shape[1:]]
+        prepared = executor(model, shape, conds, model_options=model_options, **kwargs)
+        if self.cache is not None and model_options is not None:
+            model_options["transformer_options"][_RUN] = _Run(weights_key(model))
+        return prepared
 
     def predict_noise(
         self,
@@ -237,13 +275,45 @@ class Fabric:
         step: _Step,
         transformer_options: dict[str, Any],
     ) -> Bank:
-        """The keys and values of all references at `sigma` [1]."""
+        """The keys and values of all references at `sigma` [1]: from the cache, or by a pass through the model."""
         options = reference_options(transformer_options, self.uuid)
-        kept = []
-        for batch in batches(reference.shrunk(step.area) for reference in self.references):
-            noise = [reference_noise(reference.latent, step.seed) for reference in batch]
-            kept += zip(batch, self._pass(model, x, sigma, batch, noise, options), strict=True)
-        return join_references(kept)
+        references = [reference.shrunk(step.area) for reference in self.references]
+        seed = fixed_noise_seed(float(sigma)) if self.fixed_noise else step.seed
+        run = transformer_options.get(_RUN)
+        # Hooks may change weights from step to step.
+        cache = self.cache if run is not None and model.current_patcher.current_hooks is None else None
+        keys = self._cache_keys(model, x, float(sigma), references, options, run) if cache is not None else {}
+        found = {reference: cache.get(key, run, x.device) for reference, key in keys.items()} if cache else {}
+        kept = {reference: parts for reference, parts in found.items() if parts is not None}
+        for batch in batches(reference for reference in references if reference not in kept):
+            noise = [reference_noise(reference.latent, seed) for reference in batch]
+            for reference, parts in zip(batch, self._pass(model, x, sigma, batch, noise, options), strict=True):
+                kept[reference] = parts
+                if cache is not None:
+                    cache.put(keys[reference], run, parts)
+        return join_references((reference, kept[reference]) for reference in references)
+
+    def _cache_keys(
+        self,
+        model: comfy.model_base.BaseModel,
+        x: Tensor,
+        sigma: float,
+        references: Sequence[Reference],
+        options: dict[str, Any],
+        run: _Run,
+    ) -> dict[Reference, Hashable]:
+        """All that the keys and values of each reference depend on."""
+        patches = {name: value for name, value in options.items() if name not in _OF_THE_ROWS}
+        shared = (
+            sigma,
+            x.dtype,
+            model.get_dtype_inference(),
+            run.weights,
+            _Same(model.model_sampling),
+            frozen(patches),
+            content_key(self.empty_prompt),
+        )
+        return {r: (tuple(r.latent.shape), digest(latent_bytes(r.latent)), shared) for r in references}
 
     def _pass(
         self,
@@ -317,6 +387,78 @@ class Fabric:
         if call is None or call.block is None or mask is not None:
             return attention(q, k, v, mask)
         return call.attend(attention, q, k, v)
+
+
+class _Same:
+    """Equal only for one and the same object, which it keeps alive, so that no other gets its address."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.held is other.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+
+def frozen(value: Any) -> Hashable:
+    """Options of a run as a key: containers and plain values by content, patches by identity.
+
+    FABRIC's own hooks count as none, so that other feedback on the same model has the same key.
+    """
+    if isinstance(value, dict):
+        parts = ((name, frozen(part)) for name, part in value.items())
+        return tuple(sorted(((str(name), part) for name, part in parts if part not in ((), None)), key=lambda p: p[0]))
+    if isinstance(value, list | tuple | set):
+        return tuple(part for part in map(frozen, value) if part is not None)
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device):
+        return value
+    if isinstance(value, Tensor):
+        return content_key({"": value})
+    if isinstance(value, MethodType):
+        if isinstance(value.__self__, Fabric):
+            return frozen(value.__self__.earlier_override)
+        return (_Same(value.__self__), value.__func__)
+    return _Same(value)
+
+
+def digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def content_key(values: Mapping[str, Any]) -> Hashable:
+    """Tensors and plain values by content."""
+    return tuple(
+        (name, tuple(value.shape), digest(latent_bytes(value))) if isinstance(value, Tensor) else (name, repr(value))
+        for name, value in sorted(values.items())
+    )
+
+
+def weights_key(model: comfy.model_patcher.ModelPatcher) -> Hashable:
+    """What tells the loaded weights from all others: the model, its patches and their strengths, and a sample of
+    each weight, for what was written into them without a patch.
+
+    The host gives the patches a new id with each one that is added. Adapters that are injected into modules have
+    no such id and count by identity.
+    """
+    samples: dict[torch.device, list[Tensor]] = {}
+    for weight in model.model.diffusion_model.parameters():
+        flat = weight.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // _SAMPLES)].float()
+        samples.setdefault(picked.device, []).append(picked)
+    content = b"".join(torch.cat(parts).cpu().numpy().tobytes() for parts in samples.values())
+    return (_Same(model.model), model.patches_uuid, digest(content), frozen(model.injections))
+
+
+def shared_cache(model: comfy.model_patcher.ModelPatcher, budget: int) -> ReferenceCache:
+    """The cache that stays with the model, and with the clones that are made of it, held to `budget` bytes."""
+    cache = model.get_attachment(_CACHE)
+    if cache is None:
+        cache = ReferenceCache(budget)
+        model.set_attachments(_CACHE, cache)
+    cache.limit(budget)
+    return cache
 
 
 def cond_sides(conds: Sequence[Any], named: Mapping[str, Any]) -> list[int | None] | None:

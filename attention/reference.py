@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -91,6 +92,11 @@ def reference_noise(latent: Tensor, seed: int) -> Tensor:
     digest = hashlib.blake2b(latent_bytes(latent), digest_size=8, salt=(seed % 2**64).to_bytes(8, "little")).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
     return torch.randn(latent.shape, generator=generator)
+
+
+def fixed_noise_seed(sigma: float) -> int:
+    """A seed that depends on the noise level alone: each level has noise of its own, and all runs have the same."""
+    return int.from_bytes(struct.pack("<d", sigma), "little")
 
 
 def latent_bytes(latent: Tensor) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
@@ -30,7 +31,7 @@ class AtelierFabric(io.ComfyNode):
                 "personalize",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Diffusion 1.x or 2.x model."),
+                io.Model.Input("model", tooltip="A Stable Diffusion 1.x, 2.x or XL model."),
                 io.Clip.Input(
                     "clip",
                     tooltip="The model's text encoder. The model reads the pictures with the empty prompt.",
@@ -83,6 +84,25 @@ class AtelierFabric(io.ComfyNode):
                     advanced=True,
                     tooltip="How much feedback counts outside the window. At 0 these steps cost nothing.",
                 ),
+                io.Combo.Input(
+                    "reference_noise",
+                    options=["seed", "fixed"],
+                    default="seed",
+                    optional=True,
+                    advanced=True,
+                    tooltip="The noise on your pictures: another with each seed, or always the same. With fixed noise "
+                    "later runs need not read them again.",
+                ),
+                io.Int.Input(
+                    "cache_percent",
+                    default=10,
+                    min=0,
+                    max=50,
+                    optional=True,
+                    advanced=True,
+                    tooltip="With fixed noise: the share of the machine's memory, in percent, for what the model has "
+                    "read of your pictures.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, listening to the feedback.")],
         )
@@ -99,6 +119,8 @@ class AtelierFabric(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         weight_outside: float,
+        reference_noise: str = "seed",
+        cache_percent: int = 10,
     ) -> io.NodeOutput:
         check_unet(model)
         schedule = FabricSchedule(weight, start_percent, end_percent, weight_outside, negative_scale)
@@ -106,4 +128,7 @@ class AtelierFabric(io.ComfyNode):
             return io.NodeOutput(model.clone())
         liked = encode_pictures(vae, feedback.liked, "liked")
         disliked = encode_pictures(vae, feedback.disliked, "disliked")
-        return io.NodeOutput(apply_fabric(model, liked, disliked, encode_empty_prompt(clip), schedule))
+        fixed = reference_noise == "fixed"
+        cache_bytes = int(comfy.model_management.total_ram * 2**20 * cache_percent / 100)
+        prompt = encode_empty_prompt(clip)
+        return io.NodeOutput(apply_fabric(model, liked, disliked, prompt, schedule, fixed, cache_bytes))
