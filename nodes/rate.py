@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -14,6 +14,9 @@ from ..feedback.store import default_url, open_store
 from .made_by import MadeBy, made_by
 from .picture_files import PictureFile, content_digest
 from .rating import rate, read_ratings
+
+if TYPE_CHECKING:
+    from ..feedback.ratings import Store
 
 SESSION_TOOLTIP = "Name of the session. Ratings are kept and used by session; a Feedback node takes them."
 
@@ -83,14 +86,28 @@ class AtelierRateImages(io.ComfyNode):
         if not pictures_from_batch(images, "new"):
             raise ValueError("There are no pictures to rate: the batch is empty.")
         wanted = read_ratings(ratings, len(images), strength)
-        source = made_by(cls.hidden.prompt or {}, str(cls.hidden.unique_id), "images")
-        files = ui.PreviewImage(images, cls=cls).values
-        pictures = _as_stored(files, session, prompt or source.prompt, source, _loaded(trace) or source.checkpoint)
         store = open_store(default_url())
-        store.register(pictures)
+        files, pictures = register(cls, store, images, session, prompt, trace)
         for index, value, own in wanted:
             rate(store, pictures[index], value, own)
         return io.NodeOutput(ui={"images": files, "atelier_pictures": [picture.key for picture in pictures]})
+
+
+def register(
+    node: type[io.ComfyNode], store: Store, images: Tensor, session: str, prompt: str = "", trace: str | None = None
+) -> tuple[list[dict[str, str]], list[StoredImage]]:
+    """Save the pictures that are linked into the input `images` of a running node and add them to the store.
+
+    The same pictures, session, prompt and trace give the same entries, whichever node does it.
+
+    Returns:
+        The files as the host's front end takes them, and the pictures as the store has them.
+    """
+    source = made_by(node.hidden.prompt or {}, str(node.hidden.unique_id), "images")
+    files = ui.PreviewImage(images, cls=node).values
+    pictures = _as_stored(files, session, prompt or source.prompt, source, _loaded(trace) or source.checkpoint)
+    store.register(pictures)
+    return files, pictures
 
 
 def _as_stored(

@@ -15,7 +15,7 @@ VALUES = {"up": 1, "+": 1, "down": -1, "-": -1, "undo": 0}
 _ONE = re.compile(r"(\d+)\s*(up|down|undo|\+|-)\s*(\d*\.?\d+)?", re.IGNORECASE)
 
 
-def rate(store: Store, image: StoredImage, value: int, strength: float = 1.0) -> Rating:
+def rate(store: Store, image: StoredImage, value: int, strength: float = 1.0, source: str = "user") -> Rating:
     """Rate a picture in its own session; 0 takes the rating back. A picture that is rated is kept from then on.
 
     Raises:
@@ -25,7 +25,7 @@ def rate(store: Store, image: StoredImage, value: int, strength: float = 1.0) ->
     """
     if value:
         keep(store, image)
-    return store.rate(image.key, value, session=image.session, strength=strength)
+    return store.rate(image.key, value, session=image.session, source=source, strength=strength)
 
 
 def read_ratings(text: str, count: int, strength: float) -> list[tuple[int, int, float]]:
