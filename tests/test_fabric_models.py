@@ -13,7 +13,8 @@ import comfy_extras.nodes_model_advanced
 import comfy_extras.nodes_perpneg
 import pytest
 import torch
-from atelier.attention.patches import FabricSchedule, check_unet, cond_sides
+from atelier.attention.fabric import cond_sides
+from atelier.attention.patches import FabricSchedule, check_unet
 from atelier.attention.reference import DISLIKED, LIKED, reference_noise, shrink_latent
 from naive_fabric import relative
 from small_unets import (
