@@ -32,6 +32,8 @@ def apply_fabric(
     schedule: FabricSchedule,
     fixed_noise: bool = False,
     cache_bytes: int = 0,
+    liked_weights: Sequence[float] | None = None,
+    disliked_weights: Sequence[float] | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of `model` that listens to feedback; a plain clone where feedback cannot count.
 
@@ -42,6 +44,7 @@ def apply_fabric(
         fixed_noise: The references' noise depends on the reference and the noise level, and not on the
             seed. What the model makes of them is then kept for later runs, in at most `cache_bytes` of the
             machine's memory. It stays with `model`, so other feedback and other LoRAs on it share it.
+        liked_weights, disliked_weights: How much each picture counts on its side, all in full where there are none.
 
     Raises:
         ValueError: The model is not a UNet of the SD1.x, SD2.x or SDXL class, already has feedback, or does
@@ -52,15 +55,16 @@ def apply_fabric(
     if max(schedule.weight, schedule.weight_outside) <= 0.0:
         return patched
     if schedule.negative_scale <= 0.0:
-        disliked = ()
+        disliked, disliked_weights = (), None
     if not liked and not disliked:
         return patched
     check_fit(model, (*liked, *disliked), empty_prompt["cond"])
     latent_format = model.get_model_object("latent_format")
     references = tuple(
-        Reference(latent_format.process_in(latent), side)
-        for side, latents in ((LIKED, liked), (DISLIKED, disliked))
-        for latent in latents
+        Reference(latent_format.process_in(latent), side, weight)
+        for side, latents, weights in ((LIKED, liked, liked_weights), (DISLIKED, disliked, disliked_weights))
+        for latent, weight in zip(latents, weights or [1.0] * len(latents), strict=True)
+        if weight > 0.0
     )
     options = patched.model_options["transformer_options"]
     cache = shared_cache(model, cache_bytes) if fixed_noise else None

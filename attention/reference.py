@@ -10,6 +10,10 @@ Design:
   the hidden states and projecting them with the rows they join.
 - Equation 2 scales the attention probabilities of reference tokens by a weight and renormalises.
   That is the same as adding log(weight) to their logits, so any attention backend can compute it.
+  A picture's own weight multiplies that of its side.
+- The logits' term goes in as a mask. As one more number of each key, with a 1 in each query, no mask would be
+  needed and kernels without masks could serve. But these scale by the head's size, so all queries would have to be
+  rescaled, which half precision rounds, and heads would have sizes that the kernels pad by 8 or by half.
 - Rows with references and rows without, or with another number of them, attend in separate calls.
   No key is padding, and at weight 1 no mask is needed.
 - A reference with more latent pixels than the new picture is made smaller first, aspect kept: its tokens
@@ -39,8 +43,8 @@ BlockKey = tuple[str, int, int]
 KeysValues = tuple[Tensor, Tensor]
 """Projected keys and values, each [rows, tokens, channels]."""
 
-Bank = Mapping[BlockKey, Mapping[int, KeysValues]]
-"""Keys and values [1, tokens, channels] of all references of a side, by block and side."""
+Bank = Mapping[BlockKey, Mapping[int, "Joined"]]
+"""All references of a side, by block and side."""
 
 
 class Attention(Protocol):
@@ -51,14 +55,26 @@ class Attention(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One picture: its latent [channels, height, width] in the model's scale, and the side that it is on."""
+    """One picture: its latent [channels, height, width] in the model's scale, the side that it is on, and how much
+    it counts there: above 0, 1 in full."""
 
     latent: Tensor
     side: int
+    weight: float = 1.0
 
     def shrunk(self, max_area: int) -> Reference:
         """The picture with at most `max_area` latent pixels."""
-        return Reference(shrink_latent(self.latent, max_area), self.side)
+        return Reference(shrink_latent(self.latent, max_area), self.side, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """All references of a side in one row: projected keys and values [1, tokens, channels], and the tokens and the
+    weight of each."""
+
+    keys: Tensor
+    values: Tensor
+    pictures: tuple[tuple[int, float], ...]
 
 
 def shrink_latent(latent: Tensor, max_area: int) -> Tensor:
@@ -137,33 +153,38 @@ class Append:
         outputs, start = [], 0
         for side, run in itertools.groupby(self.sides):
             rows = slice(start, start := start + chunk * len(list(run)))
-            reference = references.get(side) if side in self.weights else None
+            joined = references.get(side) if side in self.weights else None
             outputs.append(
-                attend_to_references(attention, q[rows], k[rows], v[rows], reference, self.weights.get(side, 0.0))
+                attend_to_references(attention, q[rows], k[rows], v[rows], joined, self.weights.get(side, 0.0))
             )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def attend_to_references(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, reference: KeysValues | None, weight: float
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, joined: Joined | None, weight: float
 ) -> Tensor:
     """Attention of [rows, tokens, channels] to its own tokens and, by equation 2, to the references'."""
-    if reference is None:
+    if joined is None:
         return attention(q, k, v, None)
-    keys = torch.cat((k, reference[0].expand(k.shape[0], -1, -1)), dim=1)
-    values = torch.cat((v, reference[1].expand(v.shape[0], -1, -1)), dim=1)
-    return attention(q, keys, values, log_weight_mask(k.shape[1], keys.shape[1], weight, q))
+    keys = torch.cat((k, joined.keys.expand(k.shape[0], -1, -1)), dim=1)
+    values = torch.cat((v, joined.values.expand(v.shape[0], -1, -1)), dim=1)
+    weights = [(tokens, weight * own) for tokens, own in joined.pictures]
+    return attention(q, keys, values, log_weight_mask(k.shape[1], weights, q))
 
 
-def log_weight_mask(own: int, total: int, weight: float, like: Tensor) -> Tensor | None:
-    """Equation 2 as a term of the logits: [1, 1, total], 0 for the `own` first keys, log(weight) after.
+def log_weight_mask(own: int, weights: Sequence[tuple[int, float]], like: Tensor) -> Tensor | None:
+    """Equation 2 as a term of the logits: [1, 1, keys], 0 for the `own` first keys, then the log of each weight for
+    its number of keys.
 
-    None at weight 1, where it would be zero everywhere. Dtype and device are those of `like`.
+    None where all weights are 1, where it would be zero everywhere. Dtype and device are those of `like`.
     """
-    if weight == 1.0:
+    if all(weight == 1.0 for _, weight in weights):
         return None
-    mask = torch.zeros(1, 1, total, dtype=like.dtype, device=like.device)
-    mask[..., own:] = math.log(weight)
+    mask = torch.zeros(1, 1, own + sum(tokens for tokens, _ in weights), dtype=like.dtype, device=like.device)
+    start = own
+    for tokens, weight in weights:
+        mask[..., start : start + tokens] = math.log(weight)
+        start += tokens
     return mask
 
 
@@ -180,19 +201,21 @@ def split_capture(kept: Mapping[BlockKey, KeysValues], count: int) -> list[dict[
 
 def join_references(kept: Iterable[tuple[Reference, Mapping[BlockKey, KeysValues]]]) -> Bank:
     """Put the keys and values of a side's references into one row of tokens, for each block."""
-    bank: dict[BlockKey, dict[int, list[KeysValues]]] = {}
+    bank: dict[BlockKey, dict[int, list[tuple[Tensor, Tensor, float]]]] = {}
     for reference, blocks in kept:
-        for block, keys_values in blocks.items():
-            bank.setdefault(block, {}).setdefault(reference.side, []).append(keys_values)
-    return {
-        block: {side: (_chain([k for k, _ in parts]), _chain([v for _, v in parts])) for side, parts in sides.items()}
-        for block, sides in bank.items()
-    }
+        for block, (k, v) in blocks.items():
+            bank.setdefault(block, {}).setdefault(reference.side, []).append((k, v, reference.weight))
+    return {block: {side: _join(parts) for side, parts in sides.items()} for block, sides in bank.items()}
+
+
+def _join(parts: Sequence[tuple[Tensor, Tensor, float]]) -> Joined:
+    keys, values, weights = zip(*parts, strict=True)
+    return Joined(_chain(keys), _chain(values), tuple((k.shape[1], w) for k, w in zip(keys, weights, strict=True)))
 
 
 def _one_row(tokens: Tensor) -> Tensor:
     return tokens.reshape(1, -1, tokens.shape[-1])
 
 
-def _chain(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+def _chain(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=1)

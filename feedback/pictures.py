@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,15 +15,33 @@ FEEDBACK_TYPE = "ATELIER_FEEDBACK"
 class Feedback:
     """Liked and disliked pictures, each a float tensor [height, width, 3] with values from 0 to 1.
 
-    Pictures may differ in size. Either side may be empty.
+    Pictures may differ in size. Either side may be empty. Each picture has a weight above 0, which says how much it
+    counts on its side; without weights all count 1, in full.
     """
 
     liked: tuple[Tensor, ...] = ()
     disliked: tuple[Tensor, ...] = ()
+    liked_weights: tuple[float, ...] = ()
+    disliked_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for side in ("liked", "disliked"):
+            pictures = getattr(self, side)
+            weights = getattr(self, f"{side}_weights") or (1.0,) * len(pictures)
+            if len(weights) != len(pictures) or not all(0.0 < weight < math.inf for weight in weights):
+                raise ValueError(
+                    f"Each {side} picture needs a weight above 0; there are {len(pictures)} for {weights}."
+                )
+            object.__setattr__(self, f"{side}_weights", weights)
 
     def __add__(self, other: Feedback) -> Feedback:
-        """All pictures of both, those of `self` first."""
-        return Feedback(self.liked + other.liked, self.disliked + other.disliked)
+        """All pictures of both with their weights, those of `self` first."""
+        return Feedback(
+            self.liked + other.liked,
+            self.disliked + other.disliked,
+            self.liked_weights + other.liked_weights,
+            self.disliked_weights + other.disliked_weights,
+        )
 
 
 def pictures_from_batch(images: Tensor, side: str) -> tuple[Tensor, ...]:

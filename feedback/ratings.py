@@ -176,6 +176,7 @@ class Store:
                 revision=_revision(connection, session),
                 liked=tuple(images[r.image] for r in verdicts if r.value > 0),
                 disliked=tuple(images[r.image] for r in verdicts if r.value < 0),
+                strengths={r.image: r.strength for r in verdicts},
             )
 
     def embed_rated(self, encoder: TextEncoder, progress: Callable[[int, int], None] | None = None) -> int:

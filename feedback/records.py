@@ -127,11 +127,15 @@ class Score:
 
 @dataclass(frozen=True)
 class SessionFeedback:
-    """The liked and disliked pictures of a session, each in the order in which they were rated, oldest first."""
+    """The liked and disliked pictures of a session, each in the order in which they were rated, oldest first.
+
+    `strengths` has the strength of each picture's rating by the picture's key.
+    """
 
     revision: int
     liked: tuple[StoredImage, ...]
     disliked: tuple[StoredImage, ...]
+    strengths: Mapping[str, float]
 
 
 @dataclass(frozen=True)

@@ -131,4 +131,9 @@ class AtelierFabric(io.ComfyNode):
         fixed = reference_noise == "fixed"
         cache_bytes = int(comfy.model_management.total_ram * 2**20 * cache_percent / 100)
         prompt = encode_empty_prompt(clip)
-        return io.NodeOutput(apply_fabric(model, liked, disliked, prompt, schedule, fixed, cache_bytes))
+        return io.NodeOutput(
+            apply_fabric(
+                model, liked, disliked, prompt, schedule, fixed, cache_bytes,
+                feedback.liked_weights, feedback.disliked_weights,
+            )
+        )  # fmt: skip

@@ -84,8 +84,10 @@ class AtelierFeedback(io.ComfyNode):
         sides = []
         for images in (found.liked, found.disliked):
             wanted = [image for image in images if prompts == "all" or image.prompt == prompt]
-            sides.append(_load_newest(wanted, last))
-        (liked, gone_liked), (disliked, gone_disliked) = sides
+            loaded, gone = _load_newest(wanted, last)
+            weights = tuple(found.strengths[image.key] for image, _ in loaded)
+            sides.append((tuple(picture for _, picture in loaded), weights, gone))
+        (liked, liked_weights, gone_liked), (disliked, disliked_weights, gone_disliked) = sides
         gone = gone_liked + gone_disliked
         if gone and not (liked or disliked):
             raise ValueError(
@@ -95,21 +97,21 @@ class AtelierFeedback(io.ComfyNode):
         report = f"{len(liked)} liked, {len(disliked)} disliked in the session {session.strip()!r}."
         if gone:
             report += f" {gone} rated pictures are gone from the output folder and were passed over."
-        return io.NodeOutput(Feedback(liked, disliked), report)
+        return io.NodeOutput(Feedback(liked, disliked, liked_weights, disliked_weights), report)
 
 
-def _load_newest(images: list[StoredImage], count: int) -> tuple[tuple[Tensor, ...], int]:
+def _load_newest(images: list[StoredImage], count: int) -> tuple[list[tuple[StoredImage, Tensor]], int]:
     """Up to `count` of the newest pictures that can be loaded, oldest first, and how many could not be on the way."""
-    found: list[Tensor] = []
+    found: list[tuple[StoredImage, Tensor]] = []
     gone = 0
     for image in reversed(images):
         if len(found) == count:
             break
         try:
-            found.append(load(image))
+            found.append((image, load(image)))
         except PictureGone:
             gone += 1
-    return tuple(reversed(found)), gone
+    return found[::-1], gone
 
 
 class AtelierFeedbackFromImages(io.ComfyNode):

@@ -55,15 +55,15 @@ class NaiveFabric:
         return torch.cat([POOLED[id(prompt)][0], sizes]).expand(len(x), -1)
 
     @staticmethod
-    def attend(attention: Any, x: Tensor, references: list[Tensor], weight: float) -> Tensor:
+    def attend(attention: Any, x: Tensor, references: list[Tensor], weights: Sequence[float]) -> Tensor:
         context = torch.cat([x, *(reference.expand(len(x), -1, -1) for reference in references)], dim=1)
         q, k, v = (
             projected.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
             for projected in (attention.to_q(x), attention.to_k(context), attention.to_v(context))
         )
         probability = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
-        scale = torch.ones(context.shape[1])
-        scale[x.shape[1] :] = weight
+        counts = torch.tensor([x.shape[1], *(reference.shape[1] for reference in references)])
+        scale = torch.tensor([1.0, *weights]).repeat_interleave(counts)
         probability = probability * scale
         probability = probability / probability.sum(dim=-1, keepdim=True)
         return attention.to_out((probability @ v).transpose(1, 2).flatten(2))
@@ -73,7 +73,7 @@ class NaiveFabric:
 
         def keep(attention: Any, x: Tensor) -> Tensor:
             kept[attention] = x
-            return self.attend(attention, x, [], 1.0)
+            return self.attend(attention, x, [], [])
 
         clean = shrink_latent(latent * LATENT_SCALE["SDXL" if self.is_sdxl else "SD15"], area)
         alpha = 1 / (sigma**2 + 1)
@@ -83,11 +83,13 @@ class NaiveFabric:
             self.predict(noised[None] / alpha.sqrt(), sigma, EMPTY)
         return kept
 
-    def denoise(self, x: Tensor, sigma: Tensor, prompt: Tensor, references: Sequence[Tensor], weight: float) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Tensor, prompt: Tensor, references: Sequence[Tensor], weights: Sequence[float]
+    ) -> Tensor:
         hidden = [self.hidden_states(latent, sigma, math.prod(x.shape[2:])) for latent in references]
 
         def attend(attention: Any, x: Tensor) -> Tensor:
-            return self.attend(attention, x, [states[attention] for states in hidden], weight)
+            return self.attend(attention, x, [states[attention] for states in hidden], weights)
 
         with self.self_attention(attend):
             return x - sigma * self.predict(x, sigma, prompt)
@@ -100,11 +102,14 @@ class NaiveFabric:
         liked: Sequence[Tensor],
         disliked: Sequence[Tensor],
         weight: float,
+        weights: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> Tensor:
+        likes, dislikes = weights or ([1.0] * len(liked), [1.0] * len(disliked))
+        likes, dislikes = [weight * own for own in likes], [weight * 0.5 * own for own in dislikes]
         x = noise * (1 + sigmas[0] ** 2) ** 0.5
         for sigma, after in itertools.pairwise(sigmas):
-            positive = self.denoise(x, sigma, POSITIVE, liked, weight)
-            negative = self.denoise(x, sigma, NEGATIVE, disliked, weight * 0.5)
+            positive = self.denoise(x, sigma, POSITIVE, liked, likes)
+            negative = self.denoise(x, sigma, NEGATIVE, disliked, dislikes)
             denoised = negative + CFG * (positive - negative)
             x = x + (x - denoised) / sigma * (after - sigma)
         return x
@@ -117,9 +122,10 @@ def naive_run(
     disliked: Sequence[Tensor],
     weight: float,
     scheduler: str = "normal",
+    weights: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Tensor:
     sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, scheduler, STEPS)
-    return NaiveFabric(model).euler(noise, sigmas, liked, disliked, weight)
+    return NaiveFabric(model).euler(noise, sigmas, liked, disliked, weight, weights)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -133,9 +133,17 @@ def sample(model: Patcher, x: Tensor, positive: Conds | None = None, cfg: float 
 
 
 def listen(
-    model: Patcher, liked: Sequence[Tensor], disliked: Sequence[Tensor], schedule: FabricSchedule = ALWAYS
+    model: Patcher,
+    liked: Sequence[Tensor],
+    disliked: Sequence[Tensor],
+    schedule: FabricSchedule = ALWAYS,
+    weights: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Patcher:
-    return apply_fabric(model, liked, disliked, EMPTY_PROMPT, schedule)
+    """The model with feedback; `weights` are those of the liked and of the disliked pictures."""
+    liked_weights, disliked_weights = weights or (None, None)
+    return apply_fabric(
+        model, liked, disliked, EMPTY_PROMPT, schedule, liked_weights=liked_weights, disliked_weights=disliked_weights
+    )
 
 
 def call(model: Patcher, x: Tensor, context: Tensor, conds: list[int], sigma: float = 2.0) -> Tensor:

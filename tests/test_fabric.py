@@ -17,7 +17,7 @@ import comfy.taesd.taesd
 import pytest
 import torch
 from atelier.attention.patches import FabricSchedule, apply_fabric, encode_pictures, shrink
-from atelier.attention.reference import attend_to_references, log_weight_mask, reference_noise
+from atelier.attention.reference import Joined, attend_to_references, log_weight_mask, reference_noise
 from atelier.feedback.pictures import Feedback
 from atelier.nodes.fabric import AtelierFabric
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
@@ -309,17 +309,29 @@ def test_a_control_of_the_run_does_not_reach_the_references(model: Patcher) -> N
 def test_every_attention_backend_computes_equation_2(name: str) -> None:
     backend = getattr(host_attention, f"attention_{name}")
     q, k, v, ref_k, ref_v = (normal(rows, 24, 16, seed=rows + index) for index, rows in enumerate((3, 3, 3, 1, 1)))
-    found = attend_to_references(lambda q, k, v, mask: backend(q, k, v, 2, mask=mask), q, k, v, (ref_k, ref_v), 0.3)
+    joined = Joined(ref_k, ref_v, ((16, 1.0), (8, 0.5)))
+    found = attend_to_references(lambda q, k, v, mask: backend(q, k, v, 2, mask=mask), q, k, v, joined, 0.3)
     for head in (slice(0, 8), slice(8, 16)):
         keys, values = (torch.cat([own, ref.expand(3, -1, -1)], 1)[..., head] for own, ref in ((k, ref_k), (v, ref_v)))
         probability = (q[..., head] @ keys.transpose(1, 2) / math.sqrt(8)).softmax(-1)
-        probability[..., 24:] *= 0.3
+        probability[..., 24:40] *= 0.3
+        probability[..., 40:] *= 0.15
         wanted = probability / probability.sum(-1, keepdim=True) @ values
         assert relative(found[..., head], wanted) < 1e-5
 
 
 def test_no_mask_at_weight_1() -> None:
-    assert log_weight_mask(4, 8, 1.0, torch.zeros(1)) is None
+    assert log_weight_mask(4, [(4, 1.0), (2, 1.0)], torch.zeros(1)) is None
+    mask = log_weight_mask(1, [(1, 1.0), (2, 0.5)], torch.zeros(1))
+    assert mask.flatten().tolist() == pytest.approx([0.0, 0.0, math.log(0.5), math.log(0.5)])
+
+
+def test_pictures_of_weight_0_are_not_read(model: Patcher, passes: list[int]) -> None:
+    noise = normal(1, 4, 8, 8, seed=1)
+    wanted = sample(listen(model, latents(1), []), noise)
+    passes.clear()
+    assert torch.equal(sample(listen(model, latents(2), latents(1), weights=([1.0, 0.0], [0.0])), noise), wanted)
+    assert passes == [1, 2] * STEPS
 
 
 def test_the_host_reserves_memory_for_the_references(model: Patcher) -> None:
@@ -425,6 +437,14 @@ def test_the_node_encodes_and_patches(model: Patcher, vae: comfy.sd.VAE) -> None
     patched = node(model, feedback, vae, end_percent=1.0)
     liked, disliked = (vae.encode(side[0][None]).float() for side in (feedback.liked, feedback.disliked))
     assert torch.equal(sample(patched, noise), sample(listen(model, [*liked], [*disliked]), noise))
+
+
+def test_the_node_counts_each_picture_with_its_weight(model: Patcher, vae: comfy.sd.VAE) -> None:
+    pictures, noise = (picture(64, 64), picture(48, 64)), normal(1, 4, 8, 8, seed=1)
+    latents = [vae.encode(one[None]).float()[0] for one in pictures]
+    wanted = sample(listen(model, latents, latents[:1], weights=([1.0, 0.3], [0.5])), noise)
+    feedback = Feedback(pictures, pictures[:1], (1.0, 0.3), (0.5,))
+    assert torch.equal(sample(node(model, feedback, vae, end_percent=1.0), noise), wanted)
 
 
 def test_the_node_without_feedback_reads_nothing(model: Patcher) -> None:

@@ -58,6 +58,22 @@ def test_agrees_with_the_paper_for_any_size(
     assert relative(sample(model, noise), wanted) > 1e-2, "feedback must matter for this test to mean anything"
 
 
+@pytest.mark.parametrize(
+    ("weight", "weights"),
+    [(0.8, ([1.0, 0.2, 0.5], [0.3, 1.0])), (1.25, ([0.8, 0.8, 0.8], [1.6, 1.6])), (1.0, ([1.0, 1.0, 0.1], [1.0, 1.0]))],
+    ids=["strong-and-weak", "their-product-is-1", "only-one-differs"],
+)
+def test_agrees_with_the_paper_for_pictures_of_unequal_weight(
+    model: Patcher, weight: float, weights: tuple[list[float], list[float]]
+) -> None:
+    pictures, noise = (latents(2) + latents(1, 4, 6), latents(2, seed=200)), normal(2, 4, 8, 8, seed=1)
+    wanted = naive_run(model, noise, *pictures, weight, weights=weights)
+    schedule = FabricSchedule(weight, 0.0, 1.0, 0.0, 0.5)
+    assert relative(sample(listen(model, *pictures, schedule, weights), noise), wanted) <= 1e-5
+    if weights[0][0] != weights[0][-1]:
+        assert relative(sample(listen(model, *pictures, schedule), noise), wanted) > 1e-3, "the weights must matter"
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.8])
 def test_weight_0_is_the_plain_model_bit_for_bit(model: Patcher, weight: float) -> None:
     noise, schedule = normal(3, 4, 8, 8, seed=1), FabricSchedule(weight, 0.0, 1.0, 0.0, 0.5)

@@ -38,6 +38,18 @@ def test_previous_feedback_comes_first_and_stays_as_it_was() -> None:
     assert len(first.liked) == 1
 
 
+def test_weights_stay_with_their_pictures() -> None:
+    strong = Feedback(tuple(images(2)), tuple(images(1)), (1.0, 0.25), (0.5,))
+    both = collect(liked=images(1), disliked=images(2), previous=strong)
+    assert both.liked_weights == (1.0, 0.25, 1.0) and both.disliked_weights == (0.5, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, float("nan")), (1.0, float("inf"))], ids=str)
+def test_a_weight_that_is_missing_or_no_positive_number_is_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="Each liked picture needs a weight above 0"):
+        Feedback(tuple(images(2)), liked_weights=weights)
+
+
 def test_alpha_is_dropped_and_one_channel_becomes_grey() -> None:
     rgba, grey = images(1, channels=4), images(1, channels=1)
     assert torch.equal(pictures_from_batch(rgba, "liked")[0], rgba[0, ..., :3])

@@ -392,6 +392,9 @@ def test_feedback_takes_the_newest_of_each_side_by_strength_and_prompt(rated_her
 
     assert sides() == ([0, 1, 2, 3, 4, 5], [100, 101])
     assert sides(last=1) == ([5], [101])
+    values = {"session": "s", "last": 2, "minimum_strength": 0.0, "prompts": "all"}
+    strong = AtelierFeedback.execute(**values)[0]
+    assert strong.liked_weights == (0.5, 0.6) and strong.disliked_weights == (1.0, 1.0)
     assert sides(minimum_strength=0.3) == ([2, 3, 4, 5], [100, 101])
     assert sides(prompts="only this", prompt="even") == ([0, 2, 4], [])
     assert sides(session="none") == ([], [])
