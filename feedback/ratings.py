@@ -16,6 +16,7 @@ from sqlalchemy import Connection, exists, func, select
 from .database import Database
 from .exchange import Imported, export_file, import_file
 from .records import PEOPLE, Evidence, Rating, Score, SessionFeedback, SimilarPrompt, StoredImage
+from .rounds import Round, newest_rounds, session_state
 from .rows import (
     BATCH,
     IMAGE_COLUMNS,
@@ -176,8 +177,17 @@ class Store:
                 revision=_revision(connection, session),
                 liked=tuple(images[r.image] for r in verdicts if r.value > 0),
                 disliked=tuple(images[r.image] for r in verdicts if r.value < 0),
-                strengths={r.image: r.strength for r in verdicts},
             )
+
+    def rounds(self, session: str, count: int) -> list[Round]:
+        """Up to `count` of the newest rounds of the session, oldest first; a round is what one run added."""
+        with self._database.read() as connection:
+            return newest_rounds(connection, session, count)
+
+    def state(self, session: str) -> str:
+        """A text that changes with every picture, rating and score of the session, also by other processes."""
+        with self._database.read() as connection:
+            return session_state(connection, session)
 
     def embed_rated(self, encoder: TextEncoder, progress: Callable[[int, int], None] | None = None) -> int:
         """Embed every prompt that has a rating or a score and no vector of this encoder; return how many.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from comfy_api.latest import Caching, ComfyExtension, io
 
+from .auto_rate import AtelierAutoRate
 from .fabric import AtelierFabric
 from .feedback import AtelierFeedback, AtelierFeedbackFromImages
 from .keep import KeepRoutedModels
 from .llm import AtelierLLMFromClip, AtelierLLMLocal, AtelierLLMServer
+from .optimize import AtelierPromptDropout
 from .parse import AtelierPromptParser
 from .rate import AtelierRateImages
 from .rating_routes import add_routes
 from .route import AtelierModelTreeRouter
+from .score import AtelierLoadScorer, AtelierScoreImages
+from .session_view import AtelierSessionView
 from .tree import AtelierBuildModelTree, AtelierModelTreeView
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -22,10 +26,15 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierBuildModelTree,
     AtelierModelTreeRouter,
     AtelierModelTreeView,
+    AtelierPromptDropout,
     AtelierRateImages,
+    AtelierAutoRate,
     AtelierFeedback,
     AtelierFeedbackFromImages,
+    AtelierSessionView,
     AtelierFabric,
+    AtelierLoadScorer,
+    AtelierScoreImages,
 )
 
 

@@ -1,0 +1,69 @@
+"""The node that shows how a session went."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..feedback.contact_sheet import draw_sheet
+from ..feedback.records import StoredImage, StoreError
+from ..feedback.store import default_url, open_store
+from .picture_files import PictureGone, load
+
+
+class AtelierSessionView(io.ComfyNode):
+    """A session as a contact sheet."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierSessionView",
+            display_name="Session View",
+            category="Atelier/Feedback",
+            description="Draws the rounds of a session as a contact sheet, with ratings and scores.",
+            search_aliases=["contact sheet", "history", "rounds", "ratings", "gallery", "grid"],
+            inputs=[
+                io.String.Input(
+                    "session", default="default", tooltip="Name of the session, as in the Rate Images node."
+                ),
+                io.Int.Input(
+                    "rounds",
+                    default=6,
+                    min=1,
+                    max=50,
+                    tooltip="How many of the newest rounds to draw. A round is the batch of one run.",
+                ),
+                io.AnyType.Input(
+                    "after",
+                    optional=True,
+                    tooltip="Draw after this node is done. Link the report of Auto Rate to see the round of this run.",
+                ),
+            ],
+            outputs=[io.Image.Output("sheet", tooltip="The contact sheet: a row for each round, the newest last.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, session: str | None = None, **_: object) -> str | float:
+        """What else the sheet depends on: the session. A linked session is not known yet: draw again."""
+        if session is None:
+            return float("nan")
+        try:
+            return open_store(default_url()).state(session.strip())
+        except StoreError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, session: str, rounds: int, after: object = None) -> io.NodeOutput:
+        found = open_store(default_url()).rounds(session.strip(), rounds)
+        sheet = torch.from_numpy(np.asarray(draw_sheet(session.strip(), found, _load), np.float32) / 255)[None]
+        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def _load(image: StoredImage) -> Image.Image | None:
+    try:
+        return Image.fromarray((load(image).numpy() * 255).round().astype(np.uint8))
+    except PictureGone:
+        return None
