@@ -177,6 +177,7 @@ class Store:
                 revision=_revision(connection, session),
                 liked=tuple(images[r.image] for r in verdicts if r.value > 0),
                 disliked=tuple(images[r.image] for r in verdicts if r.value < 0),
+                strengths={r.image: r.strength for r in verdicts},
             )
 
     def rounds(self, session: str, count: int) -> list[Round]:
