@@ -16,7 +16,21 @@ from uuid import NAMESPACE_URL, uuid5
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 USER_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 DEMO_CHECKPOINT = "shapeworld-base.safetensors"
+USER_SCORER, DEMO_SCORER = "ViT-L-14", "shapeworld"
 DEMO_SIZE, DEMO_CFG = 128, 4.0
+NOTE = "MarkdownNote"
+SIZES = {
+    "AtelierModelTreeView": (520, 480),
+    "AtelierRateImages": (440, 640),
+    "AtelierAutoRate": (440, 640),
+    "AtelierSessionView": (520, 640),
+    "PreviewImage": (440, 420),
+    "PreviewAny": (320, 160),
+    "SaveImage": (440, 480),
+    NOTE: (320, 360),
+}
+"""Width and height of nodes that show something."""
+
 WISH = "I want a picture of a shiny red star above a blue square, drawn in chalk"
 
 Graph = dict[str, dict[str, Any]]
@@ -32,7 +46,8 @@ def for_demo(graph: Graph, **changes: Any) -> Graph:
     input named in `changes`, wherever it stands as a widget. Raises KeyError when no node has such an input."""
     graph = copy.deepcopy(graph)
     unused = set(changes)
-    changes = {"width": DEMO_SIZE, "height": DEMO_SIZE, "ckpt_name": DEMO_CHECKPOINT, "cfg": DEMO_CFG} | changes
+    demo = {"width": DEMO_SIZE, "height": DEMO_SIZE, "cfg": DEMO_CFG}
+    changes = demo | {"ckpt_name": DEMO_CHECKPOINT, "clip_model": DEMO_SCORER} | changes
     for node in graph.values():
         for name in changes.keys() & node["inputs"].keys():
             if not isinstance(node["inputs"][name], list):
@@ -50,6 +65,11 @@ def node_of(graph: Graph, title: str) -> str:
 
 def _node(kind: str, title: str, place: tuple[int, int], **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}, "place": place}
+
+
+def _note(text: str, place: tuple[int, int]) -> dict[str, Any]:
+    """A text on the canvas; the API form has none."""
+    return _node(NOTE, "How to use", place, text=text)
 
 
 def _sampler(model: list[Any], seed: int | list[Any], place: tuple[int, int], number: str = "") -> dict[str, Any]:
@@ -91,7 +111,7 @@ def _route() -> Graph:
         "route": _router("Route", (440, 0)),
         **_texts("route", 0),
         "size": _node("EmptyLatentImage", "Size", (880, 320), width=512, height=512, batch_size=4),
-        "reason": _node("PreviewAny", "Why this checkpoint", (440, 640), source=["route", 5]),
+        "reason": _node("PreviewAny", "Why this checkpoint", (440, 720), source=["route", 5]),
         "path": _node("PreviewAny", "Path taken", (880, 520), source=["route", 6]),
     }
 
@@ -103,11 +123,15 @@ def _feedback(vae: list[Any], model: list[Any], clip: list[Any], x: int) -> Grap
         "feedback": _node(
             "AtelierFeedbackFromImages", "Feedback", (x + 400, 0), liked=["liked", 0], disliked=["disliked", 0]
         ),
-        "fabric": _node(
-            "AtelierFabric", "FABRIC", (x + 400, 220), model=model, clip=clip, vae=vae, feedback=["feedback", 0],
-            weight=0.8, negative_scale=0.5, start_percent=0.0, end_percent=0.5, weight_outside=0.0,
-        ),
-    }  # fmt: skip
+        "fabric": _fabric(vae, model, clip, (x + 400, 220)),
+    }
+
+
+def _fabric(vae: list[Any], model: list[Any], clip: list[Any], place: tuple[int, int]) -> dict[str, Any]:
+    return _node(
+        "AtelierFabric", "FABRIC", place, model=model, clip=clip, vae=vae, feedback=["feedback", 0], weight=0.8,
+        negative_scale=0.5, start_percent=0.0, end_percent=0.5, weight_outside=0.0,
+    )  # fmt: skip
 
 
 def _decode(vae: list[Any], x: int) -> Graph:
@@ -126,14 +150,18 @@ def _wish_with_feedback() -> Graph:
     return graph | {"sample": _sampler(["fabric", 0], 2, (2120, 0))} | _decode(["route", 2], 2520)
 
 
-def _fabric_feedback() -> Graph:
-    graph = {
+def _prompted(prompt: str) -> Graph:
+    """A checkpoint that the user chooses, and what to make with it."""
+    return {
         "checkpoint": _node("CheckpointLoaderSimple", "Checkpoint", (0, 0), ckpt_name=USER_CHECKPOINT),
-        "positive": _node("CLIPTextEncode", "Prompt", (400, 0), text="a star", clip=["checkpoint", 1]),
+        "positive": _node("CLIPTextEncode", "Prompt", (400, 0), text=prompt, clip=["checkpoint", 1]),
         "negative": _node("CLIPTextEncode", "Negative", (400, 220), text="", clip=["checkpoint", 1]),
         "size": _node("EmptyLatentImage", "Size", (400, 440), width=512, height=512, batch_size=4),
     }
-    graph |= _feedback(["checkpoint", 2], ["checkpoint", 0], ["checkpoint", 1], 800)
+
+
+def _fabric_feedback() -> Graph:
+    graph = _prompted("a star") | _feedback(["checkpoint", 2], ["checkpoint", 0], ["checkpoint", 1], 800)
     return graph | {"sample": _sampler(["fabric", 0], 2, (1600, 0))} | _decode(["checkpoint", 2], 2000)
 
 
@@ -166,16 +194,114 @@ def _compare_models() -> Graph:
     return graph
 
 
+HOW_TO_RATE = """Say what you want in **Prompt**, choose your checkpoint, and queue.
+
+1. Like and dislike pictures in **Rate**.
+2. Queue again. **Feedback** hands what you rated to **FABRIC**, and the new pictures come nearer to what you like.
+3. Repeat. One or two thumbs a round are enough.
+
+For something else, write another name for the session, in **Feedback** and in **Rate**."""
+
+
+def _rate_and_refine() -> Graph:
+    """Rounds in one graph: what is rated in the session steers the next batch."""
+    graph = _prompted("a large circle, on a white background")
+    graph["feedback"] = _node(
+        "AtelierFeedback", "Feedback", (800, 0), session="default", last=4, minimum_strength=0.0, prompts="all",
+        prompt="",
+    )  # fmt: skip
+    graph["used"] = _node("PreviewAny", "What was used", (800, 420), source=["feedback", 1])
+    graph["fabric"] = _fabric(["checkpoint", 2], ["checkpoint", 0], ["checkpoint", 1], (1200, 0))
+    graph["sample"] = _sampler(["fabric", 0], 1, (1600, 0))
+    graph["decode"] = _node("VAEDecode", "Decode", (1600, 420), samples=["sample", 0], vae=["checkpoint", 2])
+    graph["rate"] = _node(
+        "AtelierRateImages", "Rate", (2000, 0), images=["decode", 0], session="default", strength=1.0, ratings="",
+        prompt="",
+    )  # fmt: skip
+    graph["note"] = _note(HOW_TO_RATE, (0, 220))
+    return graph
+
+
+HOW_IT_RATES = """The scorer rates in your stead. Say what you want in **Wish**, choose your checkpoint and a model of
+`models/clip_scorers`, and queue several times.
+
+1. **Prompt Dropout** leaves out a word now and then, so that the pictures do not grow all alike.
+2. **Auto Rate** likes the picture that fits the wish best and dislikes the one that fits it least.
+3. **Feedback** hands both to **FABRIC** in the next run. **Session** shows all rounds.
+
+For something else, write another name for the session, in all three nodes. To come near a picture instead, choose
+*similarity to a target* in **Scorer** and link it."""
+
+
+def _scorer(place: tuple[int, int]) -> dict[str, Any]:
+    return _node("AtelierLoadScorer", "Scorer", place, scorer="relevance to the prompt", clip_model=USER_SCORER)
+
+
+def _auto_rate() -> Graph:
+    """Rounds in one graph, rated by a scorer."""
+    wish = "a large red circle, on a white background"
+    graph = _prompted("")
+    graph["wish"] = _node("PrimitiveStringMultiline", "Wish", (0, 220), value=wish)
+    graph["drop"] = _node(
+        "AtelierPromptDropout", "Prompt Dropout", (0, 440), prompt=["wish", 0], p=0.15, seed=1, count=1
+    )
+    graph["positive"]["inputs"]["text"] = ["drop", 0]
+    graph["feedback"] = _node(
+        "AtelierFeedback", "Feedback", (800, 0), session="auto", last=4, minimum_strength=0.0, prompts="all", prompt=""
+    )
+    graph["used"] = _node("PreviewAny", "What was used", (800, 420), source=["feedback", 1])
+    graph["fabric"] = _fabric(["checkpoint", 2], ["checkpoint", 0], ["checkpoint", 1], (1200, 0))
+    graph["sample"] = _sampler(["fabric", 0], 1, (1600, 0))
+    graph["decode"] = _node("VAEDecode", "Decode", (1600, 420), samples=["sample", 0], vae=["checkpoint", 2])
+    graph["scorer"] = _scorer((1600, 560))
+    graph["rate"] = _node(
+        "AtelierAutoRate", "Auto Rate", (2000, 0), images=["decode", 0], scorer=["scorer", 0], session="auto", best=1,
+        worst=1, prompt=["wish", 0],
+    )  # fmt: skip
+    graph["view"] = _node("AtelierSessionView", "Session", (2460, 0), session="auto", rounds=6, after=["rate", 0])
+    graph["note"] = _note(HOW_IT_RATES, (0, 680))
+    return graph
+
+
+def _best_of_n() -> Graph:
+    """Several pictures, of which a scorer picks the best."""
+    graph = _prompted("a red star above a blue square")
+    graph["sample"] = _sampler(["checkpoint", 0], 1, (800, 0))
+    graph["decode"] = _node("VAEDecode", "Decode", (1200, 0), samples=["sample", 0], vae=["checkpoint", 2])
+    graph["scorer"] = _scorer((800, 420))
+    graph["score"] = _node(
+        "AtelierScoreImages", "Score", (1200, 120), images=["decode", 0], scorer=["scorer", 0], prompt="", session=""
+    )
+    graph["scores"] = _node("PreviewAny", "Scores", (1200, 460), source=["score", 1])
+    graph["all"] = _node("PreviewImage", "All, the best first", (1600, 0), images=["score", 2])
+    graph["best"] = _node("ImageFromBatch", "The best", (1600, 480), image=["score", 2], batch_index=0, length=1)
+    graph["save"] = _node("SaveImage", "Picture", (2060, 0), images=["best", 0], filename_prefix="Atelier")
+    return graph
+
+
+def _session_view() -> Graph:
+    """The rounds of a session that was rated before."""
+    return {
+        "view": _node("AtelierSessionView", "Session", (0, 0), session="default", rounds=6),
+        "save": _node("SaveImage", "Contact sheet", (560, 0), images=["view", 0], filename_prefix="Atelier_session"),
+    }
+
+
 TEMPLATES = {
     "wish_to_picture": _wish_to_picture,
     "compare_models": _compare_models,
     "fabric_feedback": _fabric_feedback,
     "wish_with_feedback": _wish_with_feedback,
+    "rate_and_refine": _rate_and_refine,
+    "auto_rate": _auto_rate,
+    "best_of_n": _best_of_n,
+    "session_view": _session_view,
 }
 
 
 def api_form(graph: Graph) -> Graph:
     """The graph with numbers for ids, as the canvas exports it."""
+    graph = {key: node for key, node in graph.items() if node["class_type"] != NOTE}
     number = {key: str(i) for i, key in enumerate(graph, 1)}
 
     def value(v: Any) -> Any:
@@ -191,9 +317,19 @@ def api_form(graph: Graph) -> Graph:
     }
 
 
+NOTE_SCHEMA: dict[str, Any] = {
+    "input": {"required": {"text": ["STRING", {}]}},
+    "input_order": {"required": ["text"]},
+    "output": [],
+    "output_name": [],
+}
+"""The host's server knows no notes, only its front end does."""
+
+
 def canvas_form(name: str, graph: Graph, schemas: dict[str, Any]) -> dict[str, Any]:
     """The graph as the canvas saves it, after the live schemas of its nodes."""
     number = {key: i for i, key in enumerate(graph, 1)}
+    schemas = schemas | {NOTE: NOTE_SCHEMA}
     links: list[list[Any]] = []
     nodes = [
         _canvas_node(number[key], order, node, schemas[node["class_type"]], number, graph, schemas, links)
@@ -229,7 +365,7 @@ def _canvas_node(
     for group in ("required", "optional"):
         for name in schema.get("input_order", {}).get(group, []):
             kind, options = [*schema["input"][group][name], {}][:2]
-            value = node["inputs"].get(name)
+            value = node["inputs"].get(name, options.get("default"))
             is_widget = isinstance(kind, list) or kind in ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO")
             is_widget = is_widget and not options.get("forceInput")
             slot = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "link": None}
@@ -246,12 +382,13 @@ def _canvas_node(
                 links.append([slot["link"], numbers[value[0]], value[1], number, len(inputs), source])
             inputs.append(slot)
     rows = max(len(inputs) - len(widgets), len(schema["output"])) + len(widgets)
+    height = 60 + 26 * rows + (60 if any(w and isinstance(w, str) and len(w) > 40 for w in widgets) else 0)
     return {
         "id": number,
         "type": node["class_type"],
         "title": node["_meta"]["title"],
         "pos": list(node["place"]),
-        "size": [320, 60 + 26 * rows + (60 if any(w and isinstance(w, str) and len(w) > 40 for w in widgets) else 0)],
+        "size": list(SIZES.get(node["class_type"], (320, height))),
         "flags": {},
         "order": order,
         "mode": 0,
