@@ -20,7 +20,7 @@ CELL, GAP, MARGIN, FRAME = 168, 16, 28, 7
 """Side of a picture, space between two, space around all, and the frame of a rating of full strength, in px."""
 COLUMNS, FEWEST, MOST = 8, 4, 24
 """Pictures in a line, the fewest that the width has room for, and the most of one round."""
-HEAD, CAPTION, LABEL = 64, 46, 24
+HEAD, CAPTION, LABEL = 64, 52, 28
 """Heights of the sheet's head, of a round's caption and of the line under a picture, in px."""
 PAPER, INK, QUIET, LINE, BLANK = "#ffffff", "#2b2f36", "#7d8590", "#e3e6ea", "#f1f3f5"
 LIKED, DISLIKED = "#12944f", "#d03b3b"
@@ -95,7 +95,7 @@ def _draw_round(
         y = top + CAPTION + i // COLUMNS * (CELL + LABEL + GAP)
         _draw_picture(sheet, pen, picture, (x, y), load)
         label = f"… and {hidden} more" if hidden > 0 and i + 1 == MOST else _score_text(picture, scorers)
-        pen.text((x, y + CELL + 5), _fit(pen, label, _font(13), CELL), fill=INK, font=_font(13))
+        pen.text((x, y + CELL + 10), _fit(pen, label, _font(13), CELL), fill=INK, font=_font(13))
         if picture.rating:
             _draw_rating(pen, picture.rating, (x, y), CELL - pen.textlength(label, _font(13)) - 8)
 
@@ -134,7 +134,7 @@ def _draw_rating(pen: ImageDraw.ImageDraw, rating: Rating, place: tuple[int, int
     by = "" if rating.source in PEOPLE else rating.source.partition("/")[0]
     strength = "" if rating.strength == 1 else f"{rating.strength:.2g}"
     text = _fit(pen, " ".join(filter(None, (by, strength))), _font(13), room)
-    pen.text((x + CELL - 1, y + CELL + 5), text, fill=colour, font=_font(13), anchor="ra")
+    pen.text((x + CELL - 1, y + CELL + 10), text, fill=colour, font=_font(13), anchor="ra")
 
 
 def _score_text(picture: Judged, scorers: Sequence[str]) -> str:

@@ -32,11 +32,10 @@ def test_at_zero_every_byte_stays(prompt: str) -> None:
 
 def test_the_same_seed_leaves_out_the_same_words_everywhere() -> None:
     """Written down once: another platform or version must give the same."""
-    assert drop_words("a large shiny red star in chalk, on a gray background, at night", 0.4, 7).words == EXPECTED
+    made = drop_words("a large shiny red star in chalk, on a gray background, at night", 0.4, 7)
+    assert made.prompt == "shiny star, on gray, night"
+    assert " ".join(made.words) == "a large red in chalk a background at"
     assert len({drop_words(PROMPT, 0.4, seed).prompt for seed in range(20)}) > 15
-
-
-EXPECTED = ()
 
 
 def test_each_word_goes_with_probability_p_by_itself() -> None:

@@ -140,7 +140,7 @@ def test_a_picture_that_is_gone_is_a_marked_blank() -> None:
 def test_scores_and_prompts_are_written() -> None:
     plain, scored = draw(judged()), draw(judged(clip=0.25))
     y, x = corner(0)
-    below = np.s_[y + CELL + 2 : y + CELL + 22, x : x + CELL]
+    below = np.s_[y + CELL + 2 : y + CELL + 27, x : x + CELL]
     assert (plain[below] == 255).all() and not (scored[below] == 255).all()
     assert not np.array_equal(draw(judged(clip=0.25)), draw(judged(clip=0.75)))
 
