@@ -7,6 +7,7 @@ ends, by a result, an error or an interrupt.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import uuid
@@ -25,6 +26,7 @@ from torch import Tensor
 from .reference import (
     DISLIKED,
     LIKED,
+    AllKept,
     Append,
     Bank,
     BlockKey,
@@ -48,16 +50,39 @@ _RUN = "atelier_fabric_run"
 _OF_THE_ROWS = frozenset({_STEP, _SIDES, _RUN, _CALL, "cond_or_uncond", "uuids", "sigmas"})
 """Options that say nothing of how the model computes."""
 
+_HALVINGS = 20
+"""Of the window, to find a noise level in it."""
+
 _SIDE_NAMES = {"positive": LIKED, "negative": DISLIKED}
+
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda position: 1.0,
+    "linear": lambda position: 1.0 - position,
+    "cosine": lambda position: (1.0 + math.cos(math.pi * position)) / 2.0,
+}
+"""What is left of the weight at a position in the window, from 0 at its start to 1 at its end."""
+
+DEPTHS: dict[str, Callable[[float], float]] = {
+    "all": lambda depth: 1.0,
+    "coarse": lambda depth: float(depth >= 0.5),
+    "fine": lambda depth: float(depth < 0.5),
+    "rising": lambda depth: depth,
+}
+"""How much a self-attention listens by its depth, from 0 at the full resolution to 1 at the bottleneck.
+
+"rising" is the official code's interpolation over the depth, from 0: generator.py of github.com/sd-fabric/fabric.
+"""
 
 
 @dataclass(frozen=True)
 class FabricSchedule:
-    """When feedback counts, and how much.
+    """When and where feedback counts, and how much.
 
     Percents are of the sampling process as in the host's nodes: 0 is pure noise, 1 is the end. Both
     ends belong to the window. Weights are those of equation 2; dislikes have theirs multiplied by
-    `negative_scale`. The window is hard, as in the method's official code.
+    `negative_scale`. In the window the weight is constant, as in the method's official code, or falls to
+    `weight_outside` at the window's end: `shape` is one of SHAPES. `depth` is one of DEPTHS.
     """
 
     weight: float
@@ -65,13 +90,27 @@ class FabricSchedule:
     end_percent: float
     weight_outside: float
     negative_scale: float
+    shape: str = "constant"
+    depth: str = "all"
 
     def weights(self, sigma: float, percent_to_sigma: Callable[[float], float]) -> dict[int, float]:
         """The weights above 0 at a sigma, by side."""
         inside = percent_to_sigma(self.end_percent) <= sigma <= percent_to_sigma(self.start_percent)
-        weight = self.weight if inside else self.weight_outside
+        share = self._share(sigma, percent_to_sigma) if inside else 0.0
+        weight = share * self.weight + (1.0 - share) * self.weight_outside
         sides = {LIKED: weight, DISLIKED: weight * self.negative_scale}
         return {side: value for side, value in sides.items() if value > 0.0}
+
+    def _share(self, sigma: float, percent_to_sigma: Callable[[float], float]) -> float:
+        """What the shape leaves of the weight at a sigma in the window."""
+        if self.shape == "constant" or self.start_percent >= self.end_percent:
+            return 1.0
+        # The host has no way from a sigma to its percent that all samplings share; percent_to_sigma only falls.
+        low, high = self.start_percent, self.end_percent
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2.0
+            low, high = (middle, high) if percent_to_sigma(middle) >= sigma else (low, middle)
+        return SHAPES[self.shape]((low - self.start_percent) / (self.end_percent - self.start_percent))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +133,15 @@ class _Step:
 
 @dataclass(frozen=True, eq=False)
 class Fabric(Unseen):
-    """FABRIC's hooks on one patched model. Holds the references and no state of a run."""
+    """FABRIC's hooks on one patched model. Holds the references and no state of a run.
+
+    `blocks` are the self-attentions that listen, in the order in which the model runs them, and how much.
+    """
 
     references: tuple[Reference, ...]
     empty_prompt: dict[str, Any]
     schedule: FabricSchedule
+    blocks: Mapping[BlockKey, float]
     before: Callable[..., Tensor] | None
     fixed_noise: bool = False
     cache: ReferenceCache | None = None
@@ -202,7 +245,7 @@ class Fabric(Unseen):
         key = (sigma, x.device, model.current_patcher.current_hooks)
         if key not in step.banks:
             step.banks[key] = self._read_references(model, x, t[:1], step, transformer_options)
-        return Append(step.banks[key], weights, sides)
+        return Append(step.banks[key], weights, sides, self.blocks)
 
     def _read_references(
         self,
@@ -249,6 +292,7 @@ class Fabric(Unseen):
             Same(model.model_sampling),
             frozen(patches),
             content_key(self.empty_prompt),
+            tuple(self.blocks),
         )
         return {r: (tuple(r.latent.shape), digest(latent_bytes(r.latent)), shared) for r in references}
 
@@ -261,7 +305,7 @@ class Fabric(Unseen):
         noise: Sequence[Tensor],
         options: dict[str, Any],
     ) -> list[dict[BlockKey, KeysValues]]:
-        """Pass references of one size through the model at `sigma` [1], with the empty prompt.
+        """Pass references of one size through the model at `sigma` [1], with the empty prompt, as far as needed.
 
         Together, or one at a time where the device has no memory for that; the log says so.
         """
@@ -272,9 +316,10 @@ class Fabric(Unseen):
                 comfy.model_management.cast_to_device(torch.stack([r.latent for r in batch]), x.device, x.dtype),
             )
             conds = model_conds(model, self.empty_prompt, noised)
-            capture = Capture()
+            capture = Capture(tuple(self.blocks))
             times = sigma.expand(noised.shape[0])
-            model._apply_model(noised, times, transformer_options={**options, _CALL: capture}, **conds)
+            with contextlib.suppress(AllKept):
+                model._apply_model(noised, times, transformer_options={**options, _CALL: capture}, **conds)
             return split_capture(capture.kept, len(batch))
         except torch.OutOfMemoryError:
             if len(batch) == 1:

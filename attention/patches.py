@@ -6,15 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .fabric import Fabric, FabricSchedule
-from .reference import DISLIKED, LIKED, Reference
+from .fabric import DEPTHS, Fabric, FabricSchedule
+from .reference import DISLIKED, LIKED, BlockKey, Reference
 from .reference_cache import ReferenceCache
 
 MAX_REFERENCE_PIXELS = 1024 * 1024
@@ -66,9 +68,14 @@ def apply_fabric(
         for latent, weight in zip(latents, weights or [1.0] * len(latents), strict=True)
         if weight > 0.0
     )
+    depths = self_attentions(model.get_model_object("diffusion_model"))
+    blocks = {block: weight for block, depth in depths.items() if (weight := DEPTHS[schedule.depth](depth)) > 0.0}
+    if not blocks:
+        return patched
     options = patched.model_options["transformer_options"]
     cache = shared_cache(model, cache_bytes) if fixed_noise else None
-    fabric = Fabric(references, empty_prompt, schedule, options.get("optimized_attention_override"), fixed_noise, cache)
+    before = options.get("optimized_attention_override")
+    fabric = Fabric(references, empty_prompt, schedule, blocks, before, fixed_noise, cache)
     options["optimized_attention_override"] = fabric.attend
     patched.set_model_attn1_patch(fabric.enter_self_attention)
     patched.set_model_attn1_output_patch(fabric.leave_self_attention)
@@ -77,6 +84,35 @@ def apply_fabric(
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _PATCH, fabric.calc_cond_batch)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _PATCH, fabric.apply_model)
     return patched
+
+
+def self_attentions(unet: UNetModel) -> dict[BlockKey, float]:
+    """The depth of each self-attention, in the order in which they run: 0 at the full resolution, 1 at the bottleneck.
+
+    A UNet of n resolutions has steps of 1/n, as in the method's official code.
+    """
+    inputs, outputs = list(unet.input_blocks), list(unet.output_blocks)
+    steps_down = [_has(block, Downsample) for block in inputs]
+    levels = sum(steps_down) + 1
+    depths = {}
+    for index, block in enumerate(inputs):
+        depths |= _layers(block, "input", index, sum(steps_down[: index + 1]) / levels)
+    depths |= _layers(unet.middle_block, "middle", 0, 1.0)
+    for index, block in enumerate(outputs):
+        steps_up = sum(_has(before, Upsample) for before in outputs[:index])
+        depths |= _layers(block, "output", index, (levels - 1 - steps_up) / levels)
+    return depths
+
+
+def _has(block: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
+    return any(isinstance(part, kind) for part in block.modules())
+
+
+def _layers(block: torch.nn.Module | None, stage: str, index: int, depth: float) -> dict[BlockKey, float]:
+    """The self-attentions of one block of a UNet."""
+    parts = block.modules() if block is not None else ()
+    transformers = [part for part in parts if isinstance(part, SpatialTransformer)]
+    return {(stage, index, i): depth for part in transformers for i in range(len(part.transformer_blocks))}
 
 
 def shared_cache(model: comfy.model_patcher.ModelPatcher, budget: int) -> ReferenceCache:
@@ -137,7 +173,7 @@ def check_unet(model: comfy.model_patcher.ModelPatcher) -> None:
     unet = model.get_model_object("diffusion_model")
     # "sequential" is SDXL's vector of pooled text and sizes; video models of this UNet have the same, and time.
     if (
-        not isinstance(unet, comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel)
+        not isinstance(unet, UNetModel)
         or unet.num_classes not in (None, "sequential")
         or model.model.model_config.unet_config.get("use_temporal_attention")
     ):

@@ -120,16 +120,28 @@ def latent_bytes(latent: Tensor) -> bytes:
     return latent.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
+class AllKept(Exception):
+    """Ends a reference pass: it has reached the last self-attention that listens, and what comes after is not used."""
+
+
 @dataclass
 class Capture:
-    """Self-attention of a reference pass: attends as usual and keeps keys and values by block."""
+    """Self-attention of a reference pass: attends as usual and keeps keys and values.
 
+    `blocks` are those that are wanted, in the order in which the model runs them.
+    """
+
+    blocks: Sequence[BlockKey]
     block: BlockKey | None = None
     kept: dict[BlockKey, KeysValues] = field(default_factory=dict)
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Raises AllKept at the last of the blocks."""
         assert self.block is not None
-        self.kept[self.block] = (k, v)
+        if self.block in self.blocks:
+            self.kept[self.block] = (k, v)
+        if self.block == self.blocks[-1]:
+            raise AllKept
         return attention(q, k, v, None)
 
 
@@ -138,25 +150,26 @@ class Append:
     """Self-attention of a run: each row also attends to the references of its side.
 
     The rows are equal chunks, one for each entry of `sides`, which says which side's references a chunk
-    listens to, if any. `weights` holds the weight of equation 2 for each side that takes part.
+    listens to, if any. `weights` holds the weight of equation 2 for each side that takes part; each of the
+    `blocks` multiplies it by its own, and others do not listen.
     """
 
     bank: Bank
     weights: Mapping[int, float]
     sides: Sequence[int | None]
+    blocks: Mapping[BlockKey, float]
     block: BlockKey | None = None
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert self.block is not None
-        references = self.bank.get(self.block, {})
+        depth = self.blocks.get(self.block, 0.0)
+        references = {side: joined for side, joined in self.bank.get(self.block, {}).items() if side in self.weights}
         chunk = q.shape[0] // len(self.sides)
         outputs, start = [], 0
-        for side, run in itertools.groupby(self.sides):
+        for side, run in itertools.groupby(side if side in references else None for side in self.sides):
             rows = slice(start, start := start + chunk * len(list(run)))
-            joined = references.get(side) if side in self.weights else None
-            outputs.append(
-                attend_to_references(attention, q[rows], k[rows], v[rows], joined, self.weights.get(side, 0.0))
-            )
+            weight = depth * self.weights.get(side, 0.0)
+            outputs.append(attend_to_references(attention, q[rows], k[rows], v[rows], references.get(side), weight))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

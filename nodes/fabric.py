@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
-from ..attention.patches import FabricSchedule, apply_fabric, check_unet, encode_empty_prompt, encode_pictures
+from ..attention.fabric import DEPTHS, SHAPES, FabricSchedule
+from ..attention.patches import apply_fabric, check_unet, encode_empty_prompt, encode_pictures
 from ..feedback.pictures import Feedback
 from .feedback import FeedbackSocket
+
+OWN = "own values"
+PRESETS = {
+    "paper, one round": FabricSchedule(0.8, 0.33, 0.66, 0.05, 0.5),
+    "paper, evaluation": FabricSchedule(0.3, 0.0, 0.8, 0.0, 0.5),
+}
+"""Settings of the paper's experiments, from the official code: github.com/sd-fabric/fabric."""
 
 
 class AtelierFabric(io.ComfyNode):
@@ -103,6 +113,33 @@ class AtelierFabric(io.ComfyNode):
                     tooltip="With fixed noise: the share of the machine's memory, in percent, for what the model has "
                     "read of your pictures.",
                 ),
+                io.Combo.Input(
+                    "preset",
+                    options=[OWN, *PRESETS],
+                    default=OWN,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The paper's settings. They replace weight, negative_scale, start_percent, end_percent and "
+                    "weight_outside.",
+                ),
+                io.Combo.Input(
+                    "shape",
+                    options=list(SHAPES),
+                    default="constant",
+                    optional=True,
+                    advanced=True,
+                    tooltip="How the weight goes in the window: it stays, or falls to weight_outside at the window's "
+                    "end.",
+                ),
+                io.Combo.Input(
+                    "depth",
+                    options=list(DEPTHS),
+                    default="all",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which layers listen: all, those of low resolution (coarse), those of high resolution (fine), "
+                    "or rising from none outside to full in the middle of the network.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, listening to the feedback.")],
         )
@@ -121,9 +158,13 @@ class AtelierFabric(io.ComfyNode):
         weight_outside: float,
         reference_noise: str = "seed",
         cache_percent: int = 10,
+        preset: str = OWN,
+        shape: str = "constant",
+        depth: str = "all",
     ) -> io.NodeOutput:
         check_unet(model)
-        schedule = FabricSchedule(weight, start_percent, end_percent, weight_outside, negative_scale)
+        own = FabricSchedule(weight, start_percent, end_percent, weight_outside, negative_scale)
+        schedule = replace(PRESETS.get(preset, own), shape=shape, depth=depth)
         if not feedback.liked and not feedback.disliked:
             return io.NodeOutput(model.clone())
         liked = encode_pictures(vae, feedback.liked, "liked")

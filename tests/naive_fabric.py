@@ -25,12 +25,13 @@ LATENT_SCALE = {"SD15": 0.18215, "SDXL": 0.13025}
 class NaiveFabric:
     """One pass per reference, and an explicit softmax, reweighted and renormalised (equation 2)."""
 
-    def __init__(self, model: Patcher) -> None:
+    def __init__(self, model: Patcher, depths: Sequence[float] | None = None) -> None:
         self.base = model.model
         self.is_sdxl = self.base.diffusion_model.num_classes is not None
         self.unet = self.base.diffusion_model
         blocks = [part for part in self.unet.modules() if isinstance(part, host_attention.BasicTransformerBlock)]
         self.attentions = [block.attn1 for block in blocks]
+        self.depths = dict(zip(self.attentions, depths or [1.0] * len(blocks), strict=True))
 
     @contextlib.contextmanager
     def self_attention(self, forward: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
@@ -89,7 +90,9 @@ class NaiveFabric:
         hidden = [self.hidden_states(latent, sigma, math.prod(x.shape[2:])) for latent in references]
 
         def attend(attention: Any, x: Tensor) -> Tensor:
-            return self.attend(attention, x, [states[attention] for states in hidden], weights)
+            return self.attend(
+                attention, x, [states[attention] for states in hidden], [self.depths[attention] * w for w in weights]
+            )
 
         with self.self_attention(attend):
             return x - sigma * self.predict(x, sigma, prompt)
@@ -123,9 +126,10 @@ def naive_run(
     weight: float,
     scheduler: str = "normal",
     weights: tuple[Sequence[float], Sequence[float]] | None = None,
+    depths: Sequence[float] | None = None,
 ) -> Tensor:
     sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, scheduler, STEPS)
-    return NaiveFabric(model).euler(noise, sigmas, liked, disliked, weight, weights)
+    return NaiveFabric(model, depths).euler(noise, sigmas, liked, disliked, weight, weights)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

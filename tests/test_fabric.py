@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from atelier.attention.patches import FabricSchedule, apply_fabric, encode_pictures, shrink
 from atelier.attention.reference import Joined, attend_to_references, log_weight_mask, reference_noise
 from atelier.feedback.pictures import Feedback
-from atelier.nodes.fabric import AtelierFabric
+from atelier.nodes.fabric import PRESETS, AtelierFabric
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from naive_fabric import relative
 from small_unets import (
@@ -153,6 +154,70 @@ def test_weight_outside_the_window_counts(model: Patcher) -> None:
     assert torch.equal(
         sample(listen(model, latents(1), [], schedule), noise), sample(listen(model, latents(1), []), noise)
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "shares"), [("linear", [1.0, 0.75, 0.5, 0.0]), ("cosine", [1.0, 0.853553, 0.5, 0.0])]
+)
+def test_the_weight_falls_to_what_it_is_outside(model: Patcher, shape: str, shares: list[float]) -> None:
+    schedule = FabricSchedule(0.9, 0.2, 0.8, 0.1, 0.5, shape)
+    percent_to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+
+    def weights(percent: float) -> dict[int, float]:
+        return schedule.weights(percent_to_sigma(percent), percent_to_sigma)
+
+    for share, percent in zip(shares, (0.2, 0.35, 0.5, 0.8), strict=True):
+        wanted = 0.1 + 0.8 * share
+        assert weights(percent) == pytest.approx({0: wanted, 1: wanted / 2}, abs=2e-3)
+    for percent in (0.1, 0.9):
+        assert weights(percent) == {0: 0.1, 1: 0.05}
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_a_shape_between_equal_weights_is_the_constant(model: Patcher, shape: str) -> None:
+    noise = normal(1, 4, 8, 8, seed=1)
+    wanted = sample(listen(model, latents(1), [], FabricSchedule(0.8, 0.0, 1.0, 0.8, 0.5)), noise)
+    flat, falling = (FabricSchedule(0.8, 0.0, 1.0, outside, 0.5, shape) for outside in (0.8, 0.0))
+    assert relative(sample(listen(model, latents(1), [], flat), noise), wanted) < 1e-5
+    assert relative(sample(listen(model, latents(1), [], falling), noise), wanted) > 1e-3
+
+
+def test_the_reference_pass_ends_where_nothing_listens_any_more(model: Patcher) -> None:
+    """After the last self-attention that listens. In this model only the bottleneck is coarse."""
+    unet, noise = model.model.diffusion_model, normal(1, 4, 8, 8, seed=1)
+    seen: dict[str, set[int]] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        return lambda part, inputs: seen.setdefault(name, set()).add(len(inputs[0]))
+
+    parts = {"middle": unet.middle_block[1], "out": unet.out, "last": unet.output_blocks[-1][1]}
+    hooks = [part.register_forward_pre_hook(look(name)) for name, part in parts.items()]
+    try:
+        sample(listen(model, latents(3), []), noise)
+        assert seen == {"middle": {2, 3}, "last": {2, 3}, "out": {2}}
+        seen.clear()
+        sample(listen(model, latents(3), [], replace(ALWAYS, depth="coarse")), noise)
+        assert seen == {"middle": {2, 3}, "last": {2}, "out": {2}}
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_layers_that_do_not_listen_cost_nothing(model: Patcher) -> None:
+    calls: list[tuple[int, int, int]] = []
+
+    def override(function: Callable[..., Tensor], q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append((len(q), q.shape[1], k.shape[1]))
+        return function(q, k, *args, **kwargs)
+
+    other, noise = model.clone(), normal(1, 4, 8, 8, seed=1)
+    other.model_options["transformer_options"]["optimized_attention_override"] = override
+    sample(other, noise)
+    plain = [call for call in calls if call[1] > 4]
+    calls.clear()
+    sample(listen(other, latents(3), latents(2), replace(ALWAYS, depth="coarse")), noise)
+    assert [call for call in calls if call[0] != 5 and call[1] > 4] == plain
+    assert {k for rows, q, k in calls if rows == 1 and q == 4} == {4 + 3 * 4, 4 + 2 * 4}
 
 
 def test_at_cfg_1_dislikes_have_no_carrier(model: Patcher, passes: list[int]) -> None:
@@ -445,6 +510,15 @@ def test_the_node_counts_each_picture_with_its_weight(model: Patcher, vae: comfy
     wanted = sample(listen(model, latents, latents[:1], weights=([1.0, 0.3], [0.5])), noise)
     feedback = Feedback(pictures, pictures[:1], (1.0, 0.3), (0.5,))
     assert torch.equal(sample(node(model, feedback, vae, end_percent=1.0), noise), wanted)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_replaces_the_nodes_own_values(model: Patcher, vae: comfy.sd.VAE, preset: str) -> None:
+    one, noise = picture(64, 64), normal(1, 4, 8, 8, seed=1)
+    (latent,) = vae.encode(one[None]).float()
+    wanted = sample(listen(model, [latent], [latent], PRESETS[preset]), noise)
+    for own in ({}, {"weight": 0.0, "start_percent": 0.9, "weight_outside": 2.0, "negative_scale": 2.0}):
+        assert torch.equal(sample(node(model, Feedback((one,), (one,)), vae, preset=preset, **own), noise), wanted)
 
 
 def test_the_node_without_feedback_reads_nothing(model: Patcher) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -164,6 +165,14 @@ def test_other_noise_levels_sizes_and_prompts_are_read_anew(model: Patcher, pass
     passes.clear()
     sample(listen(model, cond=normal(1, 8, TEXT_WIDTH, seed=77)), NOISE)
     assert passes == [3] * STEPS
+
+
+def test_another_depth_is_read_anew(model: Patcher) -> None:
+    coarse = replace(ALWAYS, depth="coarse")
+    sample(apply_fabric(model, LIKED, DISLIKED, EMPTY_PROMPT, coarse, True, 2**30), NOISE)
+    cache = model.get_attachment("atelier_fabric_cache")
+    assert cache.size == 2 * STEPS * 3 * 4 * 128 * 4, "of the bottleneck alone: 4 tokens of 128 channels, in float32"
+    assert torch.equal(sample(listen(model), NOISE), uncached(model))
 
 
 def test_an_error_in_the_middle_leaves_a_cache_that_is_right(model: Patcher) -> None:

@@ -74,6 +74,24 @@ def test_agrees_with_the_paper_for_pictures_of_unequal_weight(
         assert relative(sample(listen(model, *pictures, schedule), noise), wanted) > 1e-3, "the weights must matter"
 
 
+RISING = {
+    "SD15": [0.0, 1 / 3, 1 / 3, 1.0, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 0.0, 0.0],
+    "SDXL": [1 / 3, *3 * [2 / 3], *3 * [1.0], *6 * [2 / 3], 1 / 3, 1 / 3],
+}
+"""Depths of the self-attentions, as they run: of three resolutions, then the bottleneck."""
+
+
+@pytest.mark.parametrize("depth", ["coarse", "fine", "rising"])
+def test_layers_listen_by_their_depth(model: Patcher, depth: str) -> None:
+    rising = RISING["SD15" if model.model.diffusion_model.num_classes is None else "SDXL"]
+    depths = rising if depth == "rising" else [float((one >= 0.5) == (depth == "coarse")) for one in rising]
+    pictures, noise = (latents(1), latents(1, seed=200)), normal(1, 4, 8, 8, seed=1)
+    wanted = naive_run(model, noise, *pictures, 0.8, depths=depths)
+    schedule = FabricSchedule(0.8, 0.0, 1.0, 0.0, 0.5, depth=depth)
+    assert relative(sample(listen(model, *pictures, schedule), noise), wanted) <= 1e-5
+    assert relative(sample(listen(model, *pictures), noise), wanted) > 1e-3, "the depth must matter"
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.8])
 def test_weight_0_is_the_plain_model_bit_for_bit(model: Patcher, weight: float) -> None:
     noise, schedule = normal(3, 4, 8, 8, seed=1), FabricSchedule(weight, 0.0, 1.0, 0.0, 0.5)
