@@ -47,14 +47,24 @@ def difference(ours: Sequence[float], theirs: Sequence[float], unit: str, draws:
     return single(gaps.mean(), unit, len(gaps)) | {"low": round(float(low), 4), "high": round(float(high), 4)}
 
 
+def ratio(ours: Sequence[bool], theirs: Sequence[bool], draws: int = 10_000) -> Figure:
+    """One share of hits as a multiple of another, with its 95 % bootstrap interval over pairs."""
+    pairs = np.asarray([ours, theirs], np.float64)
+    picks = np.random.default_rng(0).integers(0, pairs.shape[1], (draws, pairs.shape[1]))
+    above, below = pairs[:, picks].mean(2)
+    low, high = np.percentile(above / np.maximum(below, 1 / pairs.shape[1]), (2.5, 97.5))
+    value = pairs[0].mean() / max(pairs[1].mean(), 1 / pairs.shape[1])
+    return single(value, "times", pairs.shape[1]) | {"low": round(float(low), 4), "high": round(float(high), 4)}
+
+
 def show(figures: dict[str, Figure]) -> None:
     for key, figure in figures.items():
         interval = f"  [{figure['low']}, {figure['high']}]" if figure["low"] is not None else ""
         print(f"{key:28} {figure['value']:<9} {figure['unit']:7} n={figure['n']}{interval}", flush=True)
 
 
-def save(name: str, figures: dict[str, Figure]) -> Path:
-    """Writes `results/NAME.json`."""
+def save(name: str, figures: dict[str, Figure], keep: bool = False) -> Path:
+    """Writes `results/NAME.json`. With `keep`, figures of an earlier run that are not among these stay there."""
     import torch
 
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True)
@@ -69,5 +79,7 @@ def save(name: str, figures: dict[str, Figure]) -> Path:
     }
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.json"
+    if keep and file.is_file():
+        result["figures"] = json.loads(file.read_text())["figures"] | figures
     file.write_text(json.dumps(result, indent=1) + "\n")
     return file

@@ -41,14 +41,15 @@ def pack() -> Any:
 
 @dataclass
 class Checkpoint:
-    """What the stock checkpoint loader gives."""
+    """What the stock checkpoint loader gives, and how many steps a picture takes."""
 
     model: Any
     clip: Any
     vae: Any
+    steps: int = STEPS
 
     def draw(self, prompts: list[str], seed: int, model: Any = None, numbers: list[int] | None = None) -> torch.Tensor:
-        """Pictures [N, 128, 128, 3] in 0..1, one for each prompt: 20 steps of the host's KSampler, euler, normal.
+        """Pictures [N, 128, 128, 3] in 0..1, one for each prompt, by the host's KSampler, euler, normal.
 
         With `numbers`, a picture's noise depends on the seed and its number alone, whatever is drawn along with it.
         """
@@ -75,7 +76,7 @@ class Checkpoint:
             latent["batch_index"] = numbers
         negative = encode([""] * len(prompts))
         sampled = nodes.KSampler().sample(
-            model, seed, STEPS, CFG, "euler", "normal", encode(prompts), negative, latent
+            model, seed, self.steps, CFG, "euler", "normal", encode(prompts), negative, latent
         )[0]
         return self.vae.decode(sampled["samples"])
 
@@ -88,7 +89,7 @@ def load_checkpoint(name: str) -> Checkpoint:
     file = HOME / "base" / "models" / "checkpoints" / f"shapeworld-{first}.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: run 'python dev.py demo' once")
-    loaded = Checkpoint(*comfy.sd.load_checkpoint_guess_config(str(file), output_vae=True, output_clip=True)[:3])
+    loaded = Checkpoint(*comfy.sd.load_checkpoint_guess_config(str(file))[:3])
     for other in others:
         weights = load_checkpoint(other).model.get_key_patches("diffusion_model.")
         loaded.model.add_patches(weights, 0.5, 0.5)

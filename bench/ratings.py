@@ -109,13 +109,11 @@ def kill_in_the_middle(
     }
 
 
-def main() -> None:
-    from _figures import save, show, single
+def measure(quick: bool) -> dict[str, Any]:
+    """Figures: ratings that are lost, and ratings a second, of 50 raters with 200 ratings each."""
+    from _figures import single
     from _world import HOME, pack, start_host
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
-    options = parser.parse_args()
     start_host()
     pack()
     records = importlib.import_module("atelier.feedback.records")
@@ -126,7 +124,7 @@ def main() -> None:
     import comfy
 
     setup = dev.Setup(home=HOME, comfyui=Path(comfy.__path__[0]).parent, python=Path(sys.executable))
-    raters, each = (10, 20) if options.quick else (50, 200)
+    raters, each = (10, 20) if quick else (50, 200)
     with tempfile.TemporaryDirectory(prefix="atelier-bench-") as folder:
         base = Path(folder)
         dev.make_base(base)
@@ -134,12 +132,21 @@ def main() -> None:
         found = kill_in_the_middle(dev, setup, base, store, records.StoredImage, raters, each)
     if found["refused"] or found["invented"]:
         raise RuntimeError(f"{len(found['refused'])} ratings were refused, {found['invented']} came from nowhere.")
-    figures = {
+    return {
         "store_lost_ratings": single(found["lost"], "ratings", found["acknowledged"]),
         "store_ratings_per_s": single(found["per_s"], "1/s", found["acknowledged"]),
     }
+
+
+def main() -> None:
+    from _figures import save, show
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
+    quick = parser.parse_args().quick
+    figures = measure(quick)
     show(figures)
-    if not options.quick:
+    if not quick:
         print(f"wrote {save('ratings', figures)}")
 
 

@@ -14,14 +14,17 @@ import numpy as np
 import torch
 from _figures import Figure, mean, save, share, show, single
 from _world import REPO, Checkpoint, load_checkpoint, pack, start_host
-from PIL import Image
 
 start_host()
+pack()
 
+from _rounds import listening  # noqa: E402
+from _sheet import save_sheet  # noqa: E402
+from _steering import rendered_circle  # noqa: E402
 from assemble import EXPERTS  # noqa: E402
 from shapeworld.oracle import look  # noqa: E402
 from shapeworld.render import render  # noqa: E402
-from shapeworld.scene import Scene, Thing, random_scene  # noqa: E402
+from shapeworld.scene import random_scene  # noqa: E402
 from shapeworld.trial import HELD_OUT, bound, dense_prompts, largest, one_object_prompts, oracle_hits  # noqa: E402
 
 SHEETS = REPO / "bench" / "results"
@@ -70,43 +73,17 @@ def fabric(checkpoint: Checkpoint, count: int, colours: tuple[str, ...]) -> tupl
     Round 1 draws without feedback. One of its pictures (or a rendered one, if the colour never came) of each colour
     is liked in turn, and round 2 draws from new seeds.
     """
-    atelier = pack()
-    nodes = atelier.nodes
     prompt = "a large circle"
     first = checkpoint.draw([prompt] * count, HELD_OUT + 50)
     came = [largest(picture.numpy()).colour for picture in first]
     before, after, sheet = [], [], [first[:8]]
     for k, colour in enumerate(colours):
-        liked = first[came.index(colour)] if colour in came else rendered_circle(colour)
-        feedback = nodes.AtelierFeedbackFromImages.execute(liked=liked[None]).result[0]
-        model = nodes.AtelierFabric.execute(
-            checkpoint.model, checkpoint.clip, checkpoint.vae, feedback, **fabric_defaults(nodes.AtelierFabric)
-        ).result[0]
-        second = checkpoint.draw([prompt] * count, HELD_OUT + 1000 * (k + 1), model)
+        liked = first[came.index(colour)] if colour in came else rendered_circle(colour, radius=0.27)
+        second = checkpoint.draw([prompt] * count, HELD_OUT + 1000 * (k + 1), listening(checkpoint, [liked], []))
         before += [c == colour for c in came]
         after += [largest(picture.numpy()).colour == colour for picture in second]
         sheet.append(torch.cat([liked[None], second[:7]]))
     return before, after, torch.cat(sheet)
-
-
-def fabric_defaults(node: type) -> dict[str, float]:
-    """The node's own defaults."""
-    return {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
-
-
-def rendered_circle(colour: str) -> torch.Tensor:
-    picture = render(Scene((Thing("circle", colour, radius=0.27),)))
-    return torch.from_numpy(np.asarray(picture).copy()).float() / 255
-
-
-def sheet(pictures: torch.Tensor, name: str, columns: int = 8) -> None:
-    """The pictures as one JPEG beside the results."""
-    rows = -(-len(pictures) // columns)
-    canvas = Image.new("RGB", (columns * 130, rows * 130), "white")
-    for i, picture in enumerate(pictures):
-        image = Image.fromarray((picture.clamp(0, 1) * 255).byte().numpy())
-        canvas.paste(image, (i % columns * 130, i // columns * 130))
-    canvas.save(SHEETS / f"shapeworld_{name}.jpg", quality=85)
 
 
 def gain(own: list[bool], base: list[bool]) -> float:
@@ -154,7 +131,7 @@ def measure(n: int, progress: Callable[[dict[str, Figure]], None], draw: bool) -
             ("experts", torch.cat(experts)),
             ("fabric", steered),
         ):
-            sheet(tensor, name)
+            save_sheet(tensor, SHEETS / f"shapeworld_{name}.jpg")
     return figures
 
 
