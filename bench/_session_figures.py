@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ def _diversity(vectors: torch.Tensor) -> float:
     return 1 - float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
 
 
-def plot(protocols: Mapping[str, Sessions], file: Path, unit: Callable[[str], str] = str) -> None:
+def plot(protocols: Mapping[str, Sessions], file: Path) -> None:
     """The mean score of each arm by round, with its 95 % interval, one panel for each protocol."""
     import matplotlib
 

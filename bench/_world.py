@@ -41,15 +41,17 @@ def pack() -> Any:
 
 @dataclass
 class Checkpoint:
-    """What the stock checkpoint loader gives, and how many steps a picture takes."""
+    """What the stock checkpoint loader gives, and how its pictures are drawn: `size` is their side in px."""
 
     model: Any
     clip: Any
     vae: Any
     steps: int = STEPS
+    cfg: float = CFG
+    size: int = 128
 
     def draw(self, prompts: list[str], seed: int, model: Any = None, numbers: list[int] | None = None) -> torch.Tensor:
-        """Pictures [N, 128, 128, 3] in 0..1, one for each prompt, by the host's KSampler, euler, normal.
+        """Pictures [N, size, size, 3] in 0..1, one for each prompt, by the host's KSampler, euler, normal.
 
         With `numbers`, a picture's noise depends on the seed and its number alone, whatever is drawn along with it.
         """
@@ -71,26 +73,31 @@ class Checkpoint:
             pooled = {"pooled_output": torch.cat([e[1]["pooled_output"] for e in encoded])}
             return [[torch.cat([e[0] for e in encoded]), pooled]]
 
-        latent = {"samples": torch.zeros(len(prompts), 4, 16, 16)}
+        latent = {"samples": torch.zeros(len(prompts), 4, self.size // 8, self.size // 8)}
         if numbers is not None:
             latent["batch_index"] = numbers
         negative = encode([""] * len(prompts))
         sampled = nodes.KSampler().sample(
-            model, seed, self.steps, CFG, "euler", "normal", encode(prompts), negative, latent
+            model, seed, self.steps, self.cfg, "euler", "normal", encode(prompts), negative, latent
         )[0]
         return self.vae.decode(sampled["samples"])
 
 
 def load_checkpoint(name: str) -> Checkpoint:
-    """A demo checkpoint, base or an expert, through the host's own loader. "chalk+base" is the mean of two models."""
-    import comfy.sd
-
+    """A demo checkpoint, base or an expert. "chalk+base" is the mean of two models."""
     first, *others = name.split("+")
     file = HOME / "base" / "models" / "checkpoints" / f"shapeworld-{first}.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: run 'python dev.py demo' once")
-    loaded = Checkpoint(*comfy.sd.load_checkpoint_guess_config(str(file))[:3])
+    loaded = open_checkpoint(file)
     for other in others:
         weights = load_checkpoint(other).model.get_key_patches("diffusion_model.")
         loaded.model.add_patches(weights, 0.5, 0.5)
     return loaded
+
+
+def open_checkpoint(file: Path) -> Checkpoint:
+    """A checkpoint file through the host's own loader."""
+    import comfy.sd
+
+    return Checkpoint(*comfy.sd.load_checkpoint_guess_config(str(file))[:3])
