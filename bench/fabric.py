@@ -32,7 +32,7 @@ from _fabric_parity import parity  # noqa: E402
 from _people import embedder  # noqa: E402
 from _rounds import ARMS, Arm  # noqa: E402
 from _session_figures import likeness_figures, plot, score_figures  # noqa: E402
-from _sessions import play_sessions  # noqa: E402
+from _sessions import STEPS, play_sessions  # noqa: E402
 from _sheet import save_sheet  # noqa: E402
 from _steering import EACH, steering  # noqa: E402
 
@@ -57,7 +57,9 @@ def sessions_part(options: argparse.Namespace, note: Note) -> None:
 
 
 def steering_part(options: argparse.Namespace, note: Note) -> None:
-    pictures = steering(load_checkpoint("base"), 4 if options.quick else EACH, note)
+    checkpoint = load_checkpoint("base")
+    checkpoint.steps = STEPS
+    pictures = steering(checkpoint, 4 if options.quick else EACH, note)
     if not options.quick:
         save_sheet(pictures, RESULTS / "fabric_steering.jpg")
 
