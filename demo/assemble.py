@@ -1,4 +1,4 @@
-"""Puts the demo checkpoints together: full single files that the stock checkpoint loader opens.
+"""Puts the demo models together: checkpoints that the stock loader opens, and the scorer's open_clip folder.
 
 The repository stores what the checkpoints share once: the autoencoder, the text encoder without its unused token
 rows, the base UNet; an expert is a low-rank difference to the base UNet.
@@ -16,16 +16,22 @@ from safetensors.torch import load_file, save_file
 
 PARTS = Path(__file__).resolve().parent / "models"
 EXPERTS = ("chalk", "neon", "sticker")
+SCORER = "shapeworld"
 VOCABULARY = 49408
 
 
+def with_all_tokens(weights: dict[str, torch.Tensor], table: str) -> dict[str, torch.Tensor]:
+    """The weights with a full token table; every token that was not learnt gets the row for strange words."""
+    weights = dict(weights)
+    ids, rows = weights.pop("token_ids"), weights[table]
+    weights[table] = rows[:1].repeat(VOCABULARY, 1)
+    weights[table][ids] = rows[1:]
+    return weights
+
+
 def text_encoder(parts: Path) -> dict[str, torch.Tensor]:
-    """The text encoder with a full token table; every token that was not learnt gets the row for strange words."""
-    weights = load_file(parts / "text.safetensors")
-    ids, rows = weights.pop("token_ids"), weights.pop("embeddings.token_embedding.weight")
-    table = rows[:1].repeat(VOCABULARY, 1)
-    table[ids] = rows[1:]
-    weights["embeddings.token_embedding.weight"] = table
+    """The text encoder as the checkpoints hold it."""
+    weights = with_all_tokens(load_file(parts / "text.safetensors"), "embeddings.token_embedding.weight")
     return {f"cond_stage_model.transformer.text_model.{k}": v for k, v in weights.items()}
 
 
@@ -79,14 +85,32 @@ def assemble(models: Path, parts: Path = PARTS) -> list[Path]:
             shared |= {f"first_stage_model.{k}": v for k, v in load_file(parts / "vae.safetensors").items()}
         unet = base if name == "base" else merge(base, load_file(parts / f"{name}.safetensors"))
         weights = shared | {f"model.diffusion_model.{k}": v for k, v in unet.items()}
-        part = file.with_suffix(".part")
-        save_file(weights, part, header(parts / f"{name}.safetensors") | {"atelier.parts": made_from})
-        part.replace(file)
-        print(f"wrote {file.name} ({file.stat().st_size / 2**20:.0f} MB)", flush=True)
+        _write(file, weights, header(parts / f"{name}.safetensors") | {"atelier.parts": made_from})
     return out
+
+
+def assemble_scorer(models: Path, parts: Path = PARTS) -> Path:
+    """Writes the scorer into `models/clip_scorers` unless it is there already; returns its folder."""
+    folder, made_from = models / "clip_scorers" / SCORER, fingerprint(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    file, about = folder / "open_clip_model.safetensors", header(parts / "scorer.safetensors")
+    if not is_current(file, made_from):
+        (folder / "open_clip_config.json").write_text(about["open_clip_config"], encoding="utf-8")
+        weights = with_all_tokens(load_file(parts / "scorer.safetensors"), "token_embedding.weight")
+        _write(file, weights, {"modelspec.license": about["modelspec.license"], "atelier.parts": made_from})
+    return folder
+
+
+def _write(file: Path, weights: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    part = file.with_suffix(".part")
+    save_file(weights, part, metadata)
+    part.replace(file)
+    print(f"wrote {file.name} ({file.stat().st_size / 2**20:.0f} MB)", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True, help="the host's models folder")
-    assemble(parser.parse_args().models)
+    models = parser.parse_args().models
+    assemble(models)
+    assemble_scorer(models)

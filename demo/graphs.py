@@ -243,7 +243,7 @@ def _auto_rate() -> Graph:
     graph = _prompted("")
     graph["wish"] = _node("PrimitiveStringMultiline", "Wish", (0, 220), value=wish)
     graph["drop"] = _node(
-        "AtelierPromptDropout", "Prompt Dropout", (0, 440), prompt=["wish", 0], p=0.15, seed=1, count=1
+        "AtelierPromptDropout", "Prompt Dropout", (0, 440), prompt=["wish", 0], p=0.1, seed=1, count=1
     )
     graph["positive"]["inputs"]["text"] = ["drop", 0]
     graph["feedback"] = _node(
@@ -259,13 +259,13 @@ def _auto_rate() -> Graph:
         worst=1, prompt=["wish", 0],
     )  # fmt: skip
     graph["view"] = _node("AtelierSessionView", "Session", (2460, 0), session="auto", rounds=6, after=["rate", 0])
-    graph["note"] = _note(HOW_IT_RATES, (0, 680))
+    graph["note"] = _note(HOW_IT_RATES, (0, 740))
     return graph
 
 
 def _best_of_n() -> Graph:
     """Several pictures, of which a scorer picks the best."""
-    graph = _prompted("a red star above a blue square")
+    graph = _prompted("a striped red heart, on a white background")
     graph["sample"] = _sampler(["checkpoint", 0], 1, (800, 0))
     graph["decode"] = _node("VAEDecode", "Decode", (1200, 0), samples=["sample", 0], vae=["checkpoint", 2])
     graph["scorer"] = _scorer((800, 420))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from comfy_api_client import ComfyClient, GraphError, ServerError
-from graphs import for_demo
+from graphs import DEMO_SCORER, for_demo
 from PIL import Image
 
 REPO = Path(__file__).resolve().parents[1]
@@ -25,10 +25,15 @@ NODES = (
     "AtelierBuildModelTree",
     "AtelierModelTreeRouter",
     "AtelierModelTreeView",
+    "AtelierPromptDropout",
     "AtelierRateImages",
+    "AtelierAutoRate",
     "AtelierFeedback",
     "AtelierFeedbackFromImages",
+    "AtelierSessionView",
     "AtelierFabric",
+    "AtelierLoadScorer",
+    "AtelierScoreImages",
 )
 FRONTEND_ONLY = {"Note", "MarkdownNote"}
 WIDGETS = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
@@ -75,7 +80,7 @@ def test_schemas_match_the_snapshot(
     server: ComfyClient, pack: dict[str, Schema], request: pytest.FixtureRequest
 ) -> None:
     """A changed schema breaks saved workflows, so a change must be meant: --update-snapshots writes it."""
-    installed = set(server.get("/models/checkpoints"))
+    installed = {*server.get("/models/checkpoints"), DEMO_SCORER}
     live = json.loads(json.dumps(pack))
     for schema in live.values():
         for _, options in inputs_of(schema).values():
@@ -149,8 +154,8 @@ def check_widgets(node: dict[str, Any], schema: Schema) -> None:
             if values:
                 assert values.pop(0) == "image"
             continue
-        if name == "ckpt_name":
-            assert isinstance(value, str), f"{where}: {value!r} is no file name"  # the user's own checkpoint
+        if name in ("ckpt_name", "clip_model"):
+            assert isinstance(value, str), f"{where}: {value!r} is no file name"  # the user's own model
             continue
         check_value(where, value, kind, options)
         if options.get("control_after_generate"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image, ImageFilter
 
 from .caption import Description, Words, describe, write
 from .oracle import assign, look
 from .render import render
-from .scene import random_scene
+from .scene import COLOURS, SHAPES, random_scene
 
 HELD_OUT = 900_001
 """Seeds of held-out scenes begin with this number; training never uses it."""
@@ -46,6 +48,33 @@ def one_object_prompts(count: int, style: str = "flat") -> list[tuple[str, Descr
 def dense_prompts(count: int) -> list[tuple[str, Description]]:
     """Prompts of three to five things, each with its colour and its shape."""
     return [_prompt(np.random.default_rng([HELD_OUT, 3, i]), 3 + i % 3, "flat", DENSE) for i in range(count)]
+
+
+def caption_choices(count: int, near: bool) -> list[tuple[Image.Image, list[str]]]:
+    """Pictures of one thing in any style, each with eight captions of which the first is true.
+
+    The other captions are those of other scenes with another colour or shape; with `near` they are the true one with
+    another colour (four of them) or another shape (three).
+    """
+    out = []
+    for i in range(count):
+        scene = random_scene(np.random.default_rng([HELD_OUT, 6, i]), 1)
+        own = describe(scene, np.random.default_rng([HELD_OUT, 7, i]), ONE_OBJECT)
+        rng, others = np.random.default_rng([HELD_OUT, 8, i]), []
+        if near:
+            thing = own.things[0]
+            words = [replace(thing, colour=str(c)) for c in rng.permutation([c for c in COLOURS if c != thing.colour])]
+            words = words[:4] + [
+                replace(thing, shape=str(s)) for s in rng.permutation([s for s in SHAPES if s != thing.shape])[:3]
+            ]
+            others = [replace(own, things=(word,)) for word in words]
+        while len(others) < 7:
+            other = describe(random_scene(rng, 1), rng, ONE_OBJECT)
+            if (other.things[0].colour, other.things[0].shape) != (own.things[0].colour, own.things[0].shape):
+                others.append(other)
+        texts = [write(description, np.random.default_rng([HELD_OUT, 9, i])) for description in (own, *others)]
+        out.append((render(scene), texts))
+    return out
 
 
 def _prompt(rng: np.random.Generator, things: int, style: str, keep: dict[str, float]) -> tuple[str, Description]:

@@ -10,9 +10,10 @@ import torch
 from assemble import EXPERTS
 from safetensors.torch import save_file
 
-from . import experts, unet, vae
+from . import experts, scorer, unet, vae
 from .experts import train_expert
 from .loop import draw_curve
+from .scorer import CONFIG, Rows, train_scorer
 from .text import Tokens
 from .unet import train_unet
 from .vae import LATENT_SCALE, train_decoder, train_vae
@@ -97,6 +98,13 @@ def export_expert(style: str, work: Path, out: Path, steps: int = experts.STEPS)
     _curve(style, work, out)
 
 
+def export_scorer(work: Path, out: Path, steps: int = scorer.STEPS) -> None:
+    weights = _half(train_scorer(work, steps)) | {"token_ids": torch.tensor(Rows().ids)}
+    about = {"open_clip_config": json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}), "modelspec.license": LICENCE}
+    save_file(weights, out / "scorer.safetensors", about)
+    _curve("scorer", work, out)
+
+
 def _curve(name: str, work: Path, out: Path) -> None:
     """The training log and its picture, side by side."""
     shutil.copyfile(work / f"{name}.json", out / "curves" / f"{name}.json")
@@ -120,6 +128,8 @@ def run(stage: str, work: Path, out: Path, steps: int | None = None) -> None:
         export_decoder(work, out, **shorter)
     if stage in ("unet", "all"):
         export_base(work, out, **shorter)
+    if stage in ("scorer", "all"):
+        export_scorer(work, out, **shorter)
     for style in EXPERTS:
         if stage in (style, "experts", "all"):
             export_expert(style, work, out, **shorter)
