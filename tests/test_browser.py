@@ -16,10 +16,11 @@ import pytest
 from comfy_api_client import ComfyClient
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-expect = sync_api.expect
-
 PATIENCE = 60
 """Seconds: the front end starts slowly on a busy machine."""
+
+expect = sync_api.expect
+expect.set_options(timeout=PATIENCE * 1000)
 
 SMALL = {
     "ckpt_name": "shapeworld-base.safetensors", "width": 128, "height": 128, "batch_size": 2, "cfg": 4.0, "steps": 2,
@@ -155,7 +156,7 @@ def test_a_thumb_steers_the_next_run_and_survives_a_reload(
     open_template(page, server, session)
     cards, status = page.locator(".atelier-rate-card"), page.locator(".atelier-rate-status")
     page.keyboard.press("Control+Enter")
-    expect(cards).to_have_count(2, timeout=PATIENCE * 1000)
+    expect(cards).to_have_count(2)
     assert wait_for_runs(page, server, session, 1)["report"].startswith("0 liked, 0 disliked")
 
     # One by mouse, one by keyboard; the key that queues works from inside the grid.
@@ -211,7 +212,7 @@ def test_two_browsers_see_each_others_thumbs(server: ComfyClient, new_page: Call
     open_template(one, server, session)
     one.keyboard.press("Control+Enter")
     mine = one.locator(".atelier-rate-card")
-    expect(mine).to_have_count(2, timeout=PATIENCE * 1000)
+    expect(mine).to_have_count(2)
     open_template(two, server, session)  # the node has shown nothing yet, so it shows the session's newest batch
     theirs = two.locator(".atelier-rate-card")
     expect(theirs).to_have_count(2)
@@ -251,7 +252,7 @@ def test_two_nodes_of_one_session_keep_their_own_pictures(server: ComfyClient, n
     wait_for_graph(page)
     page.evaluate("window.app.queuePrompt(0, 1)")
     cards = page.locator(".atelier-rate-card")
-    expect(cards).to_have_count(2, timeout=PATIENCE * 1000)
+    expect(cards).to_have_count(2)
     before = shown(page)
     assert before[0] != before[1]
     wait_until_stored(page, [key for keys in before for key in keys])

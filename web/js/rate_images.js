@@ -36,7 +36,7 @@ class RatingGrid {
     this.status = element("div", "atelier-rate-status");
     this.status.setAttribute("role", "status");
     this.root.append(this.grid, this.status);
-    // The canvas takes keys and the wheel for itself otherwise.
+    // The canvas takes keys and drags for itself otherwise.
     this.root.addEventListener("keydown", (event) => this.onKey(event));
     this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
     new ResizeObserver(() => this.arrange()).observe(this.grid);
@@ -80,11 +80,14 @@ class RatingGrid {
     const ratio = image?.naturalHeight ? image.naturalWidth / image.naturalHeight : 1;
     let best = { columns: 1, size: 0 };
     for (let columns = 1; columns <= count && width / columns >= SMALLEST; columns++) {
-      const high = Math.max(height / Math.ceil(count / columns), SMALLEST) - BAR;
-      const size = Math.min(width / columns, high * ratio);
-      if (size > best.size) best = { columns, size };
+      const high = height / Math.ceil(count / columns);
+      const size = Math.min(width / columns, (Math.max(high, SMALLEST) - BAR) * ratio);
+      // Of columns that are all too long, the shortest.
+      if (size > best.size || (size === best.size && high < SMALLEST)) best = { columns, size };
     }
     this.grid.style.setProperty("--atelier-columns", best.columns);
+    // With the focus inside, the wheel scrolls the pictures, if they do not all fit; else it zooms the canvas.
+    this.root.dataset.captureWheel = String(this.grid.scrollHeight > this.grid.clientHeight);
   }
 
   card(picture, index) {
