@@ -13,6 +13,7 @@ import math
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import comfy.model_base
@@ -83,6 +84,11 @@ class FabricSchedule:
     ends belong to the window. Weights are those of equation 2; dislikes have theirs multiplied by
     `negative_scale`. In the window the weight is constant, as in the method's official code, or falls to
     `weight_outside` at the window's end: `shape` is one of SHAPES. `depth` is one of DEPTHS.
+
+    `exploration` is the share of a batch's pictures that are drawn without feedback, the last ones of it.
+
+    References are read at every `renew_every`-th noise level at which they count; at those between, their keys and
+    values are the ones of the last level that was read.
     """
 
     weight: float
@@ -92,6 +98,12 @@ class FabricSchedule:
     negative_scale: float
     shape: str = "constant"
     depth: str = "all"
+    exploration: float = 0.0
+    renew_every: int = 1
+
+    def exploring(self, batch: int) -> Fraction:
+        """The share of the batch that is drawn without feedback, in whole pictures."""
+        return Fraction(round(self.exploration * batch), batch)
 
     def weights(self, sigma: float, percent_to_sigma: Callable[[float], float]) -> dict[int, float]:
         """The weights above 0 at a sigma, by side."""
@@ -113,19 +125,37 @@ class FabricSchedule:
         return SHAPES[self.shape]((low - self.start_percent) / (self.end_percent - self.start_percent))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass
+class _Reading:
+    """References' keys and values, and the noise levels at which they served."""
+
+    bank: Bank
+    levels: set[float]
+
+    def serves(self, sigma: float, levels: int) -> bool:
+        """Whether it is for this noise level too, where it may serve for a number of them; takes note if so."""
+        if sigma not in self.levels and len(self.levels) == levels:
+            return False
+        self.levels.add(sigma)
+        return True
+
+
+@dataclass(eq=False)
 class _Run:
-    """One run of a sampler, and what tells its model's weights from all others."""
+    """One run of a sampler: what tells its model's weights from all others, if that is asked for, and the last
+    reading of the references for each place where they are read."""
 
     weights: Hashable
+    readings: dict[Hashable, _Reading] = field(default_factory=dict)
 
 
 @dataclass
 class _Step:
-    """What the calls of one step share: the run's seed, the new picture's latent pixels, the guider's
+    """What the calls of one step share: the run's seed, the new pictures' number and latent pixels, the guider's
     conditionings by name, and the references' keys and values."""
 
     seed: int
+    batch: int
     area: int
     conds: Mapping[str, Any]
     banks: dict[Hashable, Bank] = field(default_factory=dict)
@@ -168,8 +198,9 @@ class Fabric(Unseen):
         extra = math.ceil(references / (2 * area))
         shape = [noise_shape[0] + extra, *noise_shape[1:]]
         prepared = executor(model, shape, conds, model_options=model_options, **kwargs)
-        if self.cache is not None and model_options is not None:
-            model_options["transformer_options"][_RUN] = _Run(weights_key(model))
+        if model_options is not None:
+            weights = weights_key(model) if self.cache is not None else None
+            model_options["transformer_options"][_RUN] = _Run(weights)
         return prepared
 
     def predict_noise(
@@ -181,7 +212,7 @@ class Fabric(Unseen):
         seed: int | None,
     ) -> Tensor:
         """Open a step: all its calls, chunks and areas share one reference pass."""
-        step = _Step(seed or 0, math.prod(x.shape[2:]), getattr(executor.class_obj, "conds", {}))
+        step = _Step(seed or 0, len(x), math.prod(x.shape[2:]), getattr(executor.class_obj, "conds", {}))
         transformer_options = {**model_options.get("transformer_options", {}), _STEP: step}
         return executor(x, timestep, {**model_options, "transformer_options": transformer_options}, seed)
 
@@ -239,13 +270,34 @@ class Fabric(Unseen):
         sides = conds if named is None else [named[cond] for cond in conds]
         sigma = float(t[0])
         weights = self.schedule.weights(sigma, model.model_sampling.percent_to_sigma)
-        if not self.sides & weights.keys() & set(sides):
+        exploring = self.schedule.exploring(step.batch)
+        if not self.sides & weights.keys() & set(sides) or exploring == 1:
             return None
         # Hooks change weights between the chunks of a step, and then the references' keys too.
         key = (sigma, x.device, model.current_patcher.current_hooks)
         if key not in step.banks:
-            step.banks[key] = self._read_references(model, x, t[:1], step, transformer_options)
-        return Append(step.banks[key], weights, sides, self.blocks)
+            step.banks[key] = self._reading(model, x, t[:1], step, transformer_options)
+        return Append(step.banks[key], weights, sides, self.blocks, exploring)
+
+    def _reading(
+        self,
+        model: comfy.model_base.BaseModel,
+        x: Tensor,
+        sigma: Tensor,
+        step: _Step,
+        transformer_options: dict[str, Any],
+    ) -> Bank:
+        """The references' keys and values for `sigma` [1], which may be those of an earlier noise level."""
+        run, level, levels = transformer_options.get(_RUN), float(sigma), self.schedule.renew_every
+        if run is None or levels == 1:
+            return self._read_references(model, x, sigma, step, transformer_options)
+        place = (x.device, x.dtype, step.area, model.current_patcher.current_hooks)
+        last = run.readings.get(place)
+        if last is None or not last.serves(level, levels):
+            run.readings.pop(place, None)
+            last = _Reading(self._read_references(model, x, sigma, step, transformer_options), {level})
+            run.readings[place] = last
+        return last.bank
 
     def _read_references(
         self,

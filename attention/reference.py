@@ -28,6 +28,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Protocol
 
 import torch
@@ -151,13 +152,16 @@ class Append:
 
     The rows are equal chunks, one for each entry of `sides`, which says which side's references a chunk
     listens to, if any. `weights` holds the weight of equation 2 for each side that takes part; each of the
-    `blocks` multiplies it by its own, and others do not listen.
+    `blocks` multiplies it by its own, and others do not listen. Of each chunk the last `exploring`, a share of its
+    rows, do not listen either; what they get is the plain model's bit for bit if the attention's result for a row
+    does not depend on how many rows there are.
     """
 
     bank: Bank
     weights: Mapping[int, float]
     sides: Sequence[int | None]
     blocks: Mapping[BlockKey, float]
+    exploring: Fraction = Fraction(0)
     block: BlockKey | None = None
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -165,9 +169,13 @@ class Append:
         depth = self.blocks.get(self.block, 0.0)
         references = {side: joined for side, joined in self.bank.get(self.block, {}).items() if side in self.weights}
         chunk = q.shape[0] // len(self.sides)
+        plain = int(chunk * self.exploring)
+        listeners = (((side if side in references else None, chunk - plain), (None, plain)) for side in self.sides)
         outputs, start = [], 0
-        for side, run in itertools.groupby(side if side in references else None for side in self.sides):
-            rows = slice(start, start := start + chunk * len(list(run)))
+        for side, parts in itertools.groupby(itertools.chain.from_iterable(listeners), key=lambda part: part[0]):
+            rows = slice(start, start := start + sum(count for _, count in parts))
+            if rows.start == rows.stop:
+                continue
             weight = depth * self.weights.get(side, 0.0)
             outputs.append(attend_to_references(attention, q[rows], k[rows], v[rows], references.get(side), weight))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -137,8 +137,29 @@ class AtelierFabric(io.ComfyNode):
                     default="all",
                     optional=True,
                     advanced=True,
-                    tooltip="Which layers listen: all, those of low resolution (coarse), those of high resolution (fine), "
-                    "or rising from none outside to full in the middle of the network.",
+                    tooltip="Which layers listen: all, those of low resolution (coarse), those of high resolution "
+                    "(fine), or rising from none outside to full in the middle of the network.",
+                ),
+                io.Float.Input(
+                    "exploration",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The share of a batch that is drawn without feedback, so that rounds do not all become "
+                    "alike: the last pictures of it.",
+                ),
+                io.Int.Input(
+                    "renew_every",
+                    default=1,
+                    min=1,
+                    max=8,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The model reads your pictures at each n-th step of the window. More is faster and less "
+                    "exact.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, listening to the feedback.")],
@@ -161,10 +182,14 @@ class AtelierFabric(io.ComfyNode):
         preset: str = OWN,
         shape: str = "constant",
         depth: str = "all",
+        exploration: float = 0.0,
+        renew_every: int = 1,
     ) -> io.NodeOutput:
         check_unet(model)
         own = FabricSchedule(weight, start_percent, end_percent, weight_outside, negative_scale)
-        schedule = replace(PRESETS.get(preset, own), shape=shape, depth=depth)
+        schedule = replace(
+            PRESETS.get(preset, own), shape=shape, depth=depth, exploration=exploration, renew_every=renew_every
+        )
         if not feedback.liked and not feedback.disliked:
             return io.NodeOutput(model.clone())
         liked = encode_pictures(vae, feedback.liked, "liked")

@@ -85,9 +85,15 @@ class NaiveFabric:
         return kept
 
     def denoise(
-        self, x: Tensor, sigma: Tensor, prompt: Tensor, references: Sequence[Tensor], weights: Sequence[float]
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        level: Tensor,
+        prompt: Tensor,
+        references: Sequence[Tensor],
+        weights: Sequence[float],
     ) -> Tensor:
-        hidden = [self.hidden_states(latent, sigma, math.prod(x.shape[2:])) for latent in references]
+        hidden = [self.hidden_states(latent, level, math.prod(x.shape[2:])) for latent in references]
 
         def attend(attention: Any, x: Tensor) -> Tensor:
             return self.attend(
@@ -106,13 +112,15 @@ class NaiveFabric:
         disliked: Sequence[Tensor],
         weight: float,
         weights: tuple[Sequence[float], Sequence[float]] | None = None,
+        renew_every: int = 1,
     ) -> Tensor:
         likes, dislikes = weights or ([1.0] * len(liked), [1.0] * len(disliked))
         likes, dislikes = [weight * own for own in likes], [weight * 0.5 * own for own in dislikes]
         x = noise * (1 + sigmas[0] ** 2) ** 0.5
-        for sigma, after in itertools.pairwise(sigmas):
-            positive = self.denoise(x, sigma, POSITIVE, liked, likes)
-            negative = self.denoise(x, sigma, NEGATIVE, disliked, dislikes)
+        for i, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
+            level = sigmas[i - i % renew_every]
+            positive = self.denoise(x, sigma, level, POSITIVE, liked, likes)
+            negative = self.denoise(x, sigma, level, NEGATIVE, disliked, dislikes)
             denoised = negative + CFG * (positive - negative)
             x = x + (x - denoised) / sigma * (after - sigma)
         return x
@@ -127,9 +135,10 @@ def naive_run(
     scheduler: str = "normal",
     weights: tuple[Sequence[float], Sequence[float]] | None = None,
     depths: Sequence[float] | None = None,
+    renew_every: int = 1,
 ) -> Tensor:
     sigmas = comfy.samplers.calculate_sigmas(model.model.model_sampling, scheduler, STEPS)
-    return NaiveFabric(model, depths).euler(noise, sigmas, liked, disliked, weight, weights)
+    return NaiveFabric(model, depths).euler(noise, sigmas, liked, disliked, weight, weights, renew_every)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -132,6 +132,20 @@ def test_one_reference_pass_for_each_step(model: Patcher, passes: list[int]) -> 
     assert passes == [5, 4] * STEPS
 
 
+def test_references_are_renewed_at_every_second_level(model: Patcher, passes: list[int]) -> None:
+    noise, second = normal(1, 4, 8, 8, seed=1), replace(ALWAYS, renew_every=2)
+    patched = listen(model, latents(3), [], second)
+    first = sample(patched, noise)
+    assert passes == [3, 2, 2, 3, 2]
+    before = snapshot(patched)
+    sample(patched, noise)
+    assert_same(before, snapshot(patched))
+    assert torch.equal(sample(patched, noise), first), "nothing of one run is in the next"
+    passes.clear()
+    sample(patched, noise, sampler_name="heun")
+    assert passes == [3, 2, 2, 2, 3, 2, 2], "both calls at one level have the same references"
+
+
 def test_chunks_and_areas_of_a_step_share_the_pass(model: Patcher, passes: list[int]) -> None:
     left, right = ({"area": (8, 4, 0, x), "strength": 1.0} for x in (0, 4))
     sample(
@@ -218,6 +232,48 @@ def test_layers_that_do_not_listen_cost_nothing(model: Patcher) -> None:
     sample(listen(other, latents(3), latents(2), replace(ALWAYS, depth="coarse")), noise)
     assert [call for call in calls if call[0] != 5 and call[1] > 4] == plain
     assert {k for rows, q, k in calls if rows == 1 and q == 4} == {4 + 3 * 4, 4 + 2 * 4}
+
+
+@pytest.mark.parametrize(
+    ("batch", "share", "exploring"), [(4, 0.25, 1), (4, 0.6, 2), (3, 0.5, 2), (1, 0.5, 0), (2, 1.0, 2)]
+)
+def test_explorers_are_the_plain_models_pictures_bit_for_bit(
+    model: Patcher, batch: int, share: float, exploring: int
+) -> None:
+    noise, listening = normal(batch, 4, 8, 8, seed=1), batch - exploring
+    plain, all_listen = sample(model, noise), sample(listen(model, latents(2), latents(1, seed=200)), noise)
+    schedule = replace(ALWAYS, exploration=share)
+    found = sample(listen(model, latents(2), latents(1, seed=200), schedule), noise)
+    assert torch.equal(found[listening:], plain[listening:])
+    assert relative(found[:listening], all_listen[:listening]) < 1e-5 if listening else True
+    assert all(relative(found[i], plain[i]) > 1e-2 for i in range(listening))
+
+
+def test_explorers_in_areas_and_chunks_of_their_own(model: Patcher) -> None:
+    noise, left = normal(2, 4, 8, 8, seed=1), {"area": (8, 4, 0, 0), "strength": 1.0}
+    positive = [[POSITIVE, {}], [NEGATIVE, left]]
+    patched = listen(model, latents(2), latents(1, seed=200), replace(ALWAYS, exploration=0.5))
+    found, plain = sample(patched, noise, positive), sample(model, noise, positive)
+    # Areas are small here, and the attention of small pictures rounds by the number of its rows.
+    assert relative(found[1], plain[1]) < 1e-5
+    assert relative(found[0], plain[0]) > 1e-2
+
+
+def test_explorers_cost_no_longer_attention(model: Patcher, passes: list[int]) -> None:
+    rows: list[tuple[int, int]] = []
+
+    def override(function: Callable[..., Tensor], q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if q.shape[1] == 64 and k.shape[1] > 64:
+            rows.append((len(q), k.shape[1]))
+        return function(q, k, *args, **kwargs)
+
+    other, noise = model.clone(), normal(4, 4, 8, 8, seed=1)
+    other.model_options["transformer_options"]["optimized_attention_override"] = override
+    sample(listen(other, latents(1), [], replace(ALWAYS, exploration=0.75)), noise)
+    assert set(rows) == {(1, 128)}
+    passes.clear()
+    sample(listen(other, latents(1), [], replace(ALWAYS, exploration=1.0)), noise)
+    assert passes == [8] * STEPS, "no reference is read"
 
 
 def test_at_cfg_1_dislikes_have_no_carrier(model: Patcher, passes: list[int]) -> None:

@@ -74,6 +74,15 @@ def test_agrees_with_the_paper_for_pictures_of_unequal_weight(
         assert relative(sample(listen(model, *pictures, schedule), noise), wanted) > 1e-3, "the weights must matter"
 
 
+@pytest.mark.parametrize("renew_every", [2, 3])
+def test_references_serve_for_several_noise_levels(model: Patcher, renew_every: int) -> None:
+    pictures, noise = (latents(2), latents(1, seed=200)), normal(1, 4, 8, 8, seed=1)
+    wanted = naive_run(model, noise, *pictures, 0.8, renew_every=renew_every)
+    schedule = FabricSchedule(0.8, 0.0, 1.0, 0.0, 0.5, renew_every=renew_every)
+    assert relative(sample(listen(model, *pictures, schedule), noise), wanted) <= 1e-5
+    assert relative(sample(listen(model, *pictures), noise), wanted) > 1e-5, "it must matter"
+
+
 RISING = {
     "SD15": [0.0, 1 / 3, 1 / 3, 1.0, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 0.0, 0.0],
     "SDXL": [1 / 3, *3 * [2 / 3], *3 * [1.0], *6 * [2 / 3], 1 / 3, 1 / 3],
