@@ -253,7 +253,7 @@ def _auto_rate() -> Graph:
     graph["fabric"] = _fabric(["checkpoint", 2], ["checkpoint", 0], ["checkpoint", 1], (1200, 0))
     graph["sample"] = _sampler(["fabric", 0], 1, (1600, 0))
     graph["decode"] = _node("VAEDecode", "Decode", (1600, 420), samples=["sample", 0], vae=["checkpoint", 2])
-    graph["scorer"] = _scorer((1600, 560))
+    graph["scorer"] = _scorer((1600, 600))
     graph["rate"] = _node(
         "AtelierAutoRate", "Auto Rate", (2000, 0), images=["decode", 0], scorer=["scorer", 0], session="auto", best=1,
         worst=1, prompt=["wish", 0],
@@ -270,7 +270,7 @@ def _best_of_n() -> Graph:
     graph["decode"] = _node("VAEDecode", "Decode", (1200, 0), samples=["sample", 0], vae=["checkpoint", 2])
     graph["scorer"] = _scorer((800, 420))
     graph["score"] = _node(
-        "AtelierScoreImages", "Score", (1200, 120), images=["decode", 0], scorer=["scorer", 0], prompt="", session=""
+        "AtelierScoreImages", "Score", (1200, 180), images=["decode", 0], scorer=["scorer", 0], prompt="", session=""
     )
     graph["scores"] = _node("PreviewAny", "Scores", (1200, 460), source=["score", 1])
     graph["all"] = _node("PreviewImage", "All, the best first", (1600, 0), images=["score", 2])
