@@ -270,6 +270,8 @@ class Fabric(Unseen):
         sides = conds if named is None else [named[cond] for cond in conds]
         sigma = float(t[0])
         weights = self.schedule.weights(sigma, model.model_sampling.percent_to_sigma)
+        if not weights and (run := transformer_options.get(_RUN)) is not None:
+            run.readings.clear()
         exploring = self.schedule.exploring(step.batch)
         if not self.sides & weights.keys() & set(sides) or exploring == 1:
             return None

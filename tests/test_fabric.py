@@ -591,6 +591,37 @@ def test_a_picture_below_the_vaes_step_is_refused(vae: comfy.sd.VAE) -> None:
         encode_pictures(vae, [picture(8, 8), picture(7, 64)], "disliked")
 
 
+def test_a_picture_of_8_by_8_pixels_is_read(model: Patcher, vae: comfy.sd.VAE) -> None:
+    """Two of them, because this model's smallest layers have one channel for each group that they normalise."""
+    noise, tiny = normal(1, 4, 8, 8, seed=1), (picture(8, 8),)
+    result = sample(node(model, Feedback(tiny, tiny), vae, end_percent=1.0), noise)
+    assert result.isfinite().all()
+    assert relative(result, sample(model, noise)) > 1e-3
+
+
+def test_a_picture_of_4096_by_4096_pixels_costs_no_more_than_the_new_one(model: Patcher) -> None:
+    """The VAE reads a megapixel of it, and the model as much as the new picture has."""
+    sizes: list[tuple[int, ...]] = []
+
+    def encode(pixels: Tensor) -> Tensor:
+        sizes.append(tuple(pixels.shape))
+        return normal(1, 4, pixels.shape[1] // 8, pixels.shape[2] // 8, seed=1)
+
+    vae = SimpleNamespace(spacial_compression_encode=lambda: 8, encode=encode)
+    huge, noise = torch.full((1, 1, 1), 0.5).expand(4096, 4096, 3), normal(1, 4, 8, 8, seed=1)
+    patched = node(model, Feedback((huge,)), vae, end_percent=1.0)
+    keys: set[int] = set()
+    original = patched.model_options["transformer_options"]["optimized_attention_override"]
+
+    def look(function: Callable[..., Tensor], q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        keys.add(k.shape[1])
+        return original(function, q, k, *args, **kwargs)
+
+    patched.model_options["transformer_options"]["optimized_attention_override"] = look
+    assert sample(patched, noise).isfinite().all()
+    assert sizes == [(1, 1024, 1024, 3)] and max(keys) == 64
+
+
 def test_very_large_pictures_are_scaled_down() -> None:
     assert shrink(torch.zeros(4096, 2048, 3), 1024 * 1024).shape == (1448, 724, 3)
     small = torch.zeros(1024, 1024, 3)

@@ -276,6 +276,37 @@ def little_memory(model: Patcher, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
     yield rows
 
 
+def test_without_memory_for_one_reference_the_error_goes_out_and_leaves_nothing(
+    model: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched, original = listen(model, latents(2), []), model.model._apply_model
+    wanted, options = sample(patched, NOISE), repr(sorted(patched.model_options["transformer_options"]))
+
+    def scarce(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if kwargs["transformer_options"]["cond_or_uncond"] == [1]:
+            raise torch.OutOfMemoryError("no memory for this")
+        return original(x, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError, match="no memory for this"):
+        patch.setattr(model.model, "_apply_model", scarce)
+        sample(patched, NOISE)
+    assert repr(sorted(patched.model_options["transformer_options"])) == options
+    assert torch.equal(sample(patched, NOISE), wanted)
+
+
+def test_memory_that_ends_in_the_middle_of_the_pass_is_no_end_of_it(model: Patcher) -> None:
+    """The pass of all pictures fails in a layer, and those of single pictures end at the last self-attention."""
+    patched = listen(model, latents(3), [])
+    wanted = sample(patched, NOISE)
+
+    def scarce(part: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) == 3:
+            raise torch.OutOfMemoryError("no memory for this")
+
+    with model.model.diffusion_model.middle_block[1].register_forward_pre_hook(scarce):
+        assert relative(sample(patched, NOISE), wanted) < 1e-5
+
+
 def test_without_memory_references_are_read_one_at_a_time(
     model: Patcher, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
