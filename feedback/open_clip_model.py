@@ -92,7 +92,8 @@ def open_model(
         model, prepare = open_clip.create_model_from_pretrained(place)
         tokenize = open_clip.get_tokenizer(place)
     except Exception as error:  # open_clip raises what the layers below it raise
-        raise ScorerSetupError(f"The model folder {folder} cannot be loaded: {error}. Download it again.") from error
+        why = " ".join(str(error).split())[:500]
+        raise ScorerSetupError(f"The model folder {folder} cannot be loaded: {why}. Download it again.") from error
     version = weights_version(model.state_dict())
     return OpenClip(folder.name, version, prepare, tokenize, hold(model.eval()), check)
 

@@ -20,9 +20,8 @@ from comfy_api_client import ComfyClient, GraphError
 from graphs import DEMO_SCORER
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shapeworld.caption import read
 from shapeworld.render import render
-from shapeworld.scene import Scene, Thing
+from shapeworld.scene import COLOURS, Scene, Thing
 from torch import Tensor
 
 
@@ -32,7 +31,7 @@ class Vectors:
     name, version = "vectors", "v1"
 
     def __init__(self, pictures: Sequence[Sequence[float]], text: Sequence[float] = (1.0, 0.0)) -> None:
-        self.pictures = torch.nn.functional.normalize(torch.tensor(pictures), dim=-1)
+        self.pictures = torch.nn.functional.normalize(torch.tensor(pictures, dtype=torch.float32), dim=-1)
         self.text, self.read = torch.tensor(text), ""
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -217,16 +216,14 @@ def test_the_shipped_part_is_small_and_assembled_once(folder: Path) -> None:
     assert load_file(file)["token_embedding.weight"].shape[0] == 49408
 
 
-def test_the_demo_scorer_knows_colours_and_shapes(clip: OpenClip) -> None:
-    """Of four pictures the one that the caption describes has the highest score."""
-    things = [("star", "red"), ("star", "blue"), ("circle", "red"), ("square", "green")]
-    images = torch.cat([scene(*thing) for thing in things])
-    for best, (shape, colour) in enumerate(things):
-        text = f"a {colour} {shape}"
-        assert read(text).things[0].colour == colour
-        assert order(ClipRelevance(clip).score(images, text))[0] == best
+def test_the_demo_scorer_knows_colours(clip: OpenClip) -> None:
+    """Of eight pictures the one of the named colour has the highest score. Of shapes it knows little."""
+    for shape in ("star", "circle"):
+        images = torch.cat([scene(shape, colour) for colour in COLOURS])
+        for best, colour in enumerate(COLOURS):
+            assert order(ClipRelevance(clip).score(images, f"a {colour} {shape}"))[0] == best
     target = TargetSimilarity(clip, clip.encode_images(scene("circle", "red")))
-    assert order(target.score(images, ""))[0] == 2
+    assert order(target.score(images, ""))[0] == list(COLOURS).index("red")
 
 
 # --- over the API ------------------------------------------------------------------------------------------
