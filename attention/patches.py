@@ -15,9 +15,10 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .fabric import DEPTHS, Fabric, FabricSchedule
+from .fabric import Fabric
 from .reference import DISLIKED, LIKED, BlockKey, Reference
 from .reference_cache import ReferenceCache
+from .schedule import DEPTHS, FabricSchedule
 
 MAX_REFERENCE_PIXELS = 1024 * 1024
 """Larger pictures are scaled down to this many pixels: attention costs the square of it."""

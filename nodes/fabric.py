@@ -9,8 +9,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
-from ..attention.fabric import DEPTHS, SHAPES, FabricSchedule
-from ..attention.patches import apply_fabric, check_unet, encode_empty_prompt, encode_pictures
+from ..attention.patches import FabricSchedule, apply_fabric, check_unet, encode_empty_prompt, encode_pictures
+from ..attention.schedule import DEPTHS, SHAPES
 from ..feedback.pictures import Feedback
 from .feedback import FeedbackSocket
 
