@@ -69,6 +69,13 @@ def seconds(model: Patcher, steps: int) -> float:
     return time.perf_counter() - start
 
 
+def peak(model: Patcher, steps: int) -> int:
+    """Bytes of the GPU's memory that a run takes at most."""
+    torch.cuda.reset_peak_memory_stats()
+    seconds(model, steps)
+    return torch.cuda.max_memory_allocated()
+
+
 def costs(repeats: int, steps: int, channels: int, progress: Callable[[dict[str, Figure]], None]) -> None:
     """Ratios of whole runs, each to the plain run of the same repeat, which came just before it."""
     model = sd15(channels, torch.float16 if torch.cuda.is_available() else torch.float32)
@@ -82,9 +89,13 @@ def costs(repeats: int, steps: int, channels: int, progress: Callable[[dict[str,
             plain = seconds(model, steps)
             cold.append(seconds(patched, steps) / plain)
             warm.append(seconds(patched, steps) / plain)
+        counts, kept = f"{liked}_{disliked}", patched.get_attachment("atelier_fabric_cache").size / 2**20
         progress(
             {
-                f"cold_{liked}_{disliked}": mean(cold, "ratio"),
-                f"warm_{liked}_{disliked}": mean(warm, "ratio"),
+                f"cold_{counts}": mean(cold, "ratio"),
+                f"warm_{counts}": mean(warm, "ratio"),
+                f"cache_mib_{counts}": single(kept, "MiB"),
             }
         )
+        if torch.cuda.is_available():
+            progress({f"gpu_peak_{counts}": single(peak(patched, steps) / peak(model, steps), "ratio")})

@@ -36,6 +36,7 @@ ARMS = (
     Arm("positive_only", negative=False),
     Arm("second_half", settings=(("start_percent", 0.5), ("end_percent", 1.0))),
     Arm("exploring", settings=(("exploration", 0.25),)),
+    Arm("fixed_noise", settings=(("reference_noise", "fixed"),)),
 )
 
 

@@ -32,7 +32,12 @@ def score_figures(protocol: str, arms: Sessions) -> dict[str, Figure]:
         gap = difference(means["feedback"][:, number], means["plain"][:, number], "score")
         figures[f"{protocol}_round{number + 1}_gain"] = gap
     later = {arm: values[:, LATER].mean(1) for arm, values in means.items()}
-    for key, other in (("both_minus_positive_only", "positive_only"), ("first_half_minus_second_half", "second_half")):
+    for key, other in (
+        ("both_minus_positive_only", "positive_only"),
+        ("first_half_minus_second_half", "second_half"),
+        ("all_minus_exploring", "exploring"),
+        ("seed_minus_fixed_noise", "fixed_noise"),
+    ):
         if other in later:
             figures[f"{protocol}_{key}"] = difference(later["feedback"], later[other], "score")
     return figures

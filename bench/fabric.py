@@ -6,7 +6,8 @@ Five parts, each with figures of its own:
 - sessions: the paper's two protocols on ShapeWorld, three rounds of four pictures, one like and one dislike for each
   round. "preference": a person who asks for a shape and has a taste in colours and grounds. "target": a person who has
   a picture in mind, of which the prompt says only the shape. Arms: without feedback; the node's defaults; without
-  dislikes; with the window in the second half of sampling; with one picture of each batch that does not listen.
+  dislikes; with the window in the second half of sampling; with one picture of each batch that does not listen; with
+  noise on the rated pictures that does not depend on the seed.
 - steering: one like or one dislike, and what the next round shows where the prompt leaves it open.
 - store: ratings that are lost when the server is killed while many people rate.
 - costs: whole runs against the plain model. Only worth something on a machine that does nothing else.
