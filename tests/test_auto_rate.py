@@ -222,7 +222,7 @@ def test_a_persons_thumb_stays(server: ComfyClient) -> None:
 )
 def test_bad_input_is_refused(server: ComfyClient, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(GraphError, match=message):
-        run(server, f"bad {uuid.uuid4().hex}", **inputs)
+        run(server, **({"session": f"bad {uuid.uuid4().hex}"} | inputs))
 
 
 def test_the_loop_runs_without_a_person(server: ComfyClient) -> None:
