@@ -222,11 +222,11 @@ def _rate_and_refine() -> Graph:
     return graph
 
 
-HOW_IT_RATES = """The scorer rates in your stead. Say what you want in **Wish**, choose your checkpoint and a model of
-`models/clip_scorers`, and queue several times.
+HOW_IT_RATES = """The scorer rates in your stead. It may want more than the prompt says, as a person does. Choose your
+checkpoint and a model of `models/clip_scorers`, and queue several times.
 
-1. **Prompt Dropout** leaves out a word now and then, so that the pictures do not grow all alike.
-2. **Auto Rate** likes the picture that fits the wish best and dislikes the one that fits it least.
+1. **Prompt Dropout** has the prompt. It leaves out a word now and then, so that the pictures do not grow all alike.
+2. **Auto Rate** likes the picture that fits **What the scorer wants** best and dislikes the one that fits it least.
 3. **Feedback** hands both to **FABRIC** in the next run. **Session** shows all rounds.
 
 For something else, write another name for the session, in all three nodes. To come near a picture instead, choose
@@ -239,11 +239,11 @@ def _scorer(place: tuple[int, int]) -> dict[str, Any]:
 
 def _auto_rate() -> Graph:
     """Rounds in one graph, rated by a scorer."""
-    wish = "a large red circle, on a white background"
+    wish = "a large red circle, on a black background"
     graph = _prompted("")
-    graph["wish"] = _node("PrimitiveStringMultiline", "Wish", (0, 220), value=wish)
+    graph["wish"] = _node("PrimitiveStringMultiline", "What the scorer wants", (0, 220), value=wish)
     graph["drop"] = _node(
-        "AtelierPromptDropout", "Prompt Dropout", (0, 440), prompt=["wish", 0], p=0.1, seed=1, count=1
+        "AtelierPromptDropout", "Prompt Dropout", (0, 440), prompt="a large circle", p=0.1, seed=1, count=1
     )
     graph["positive"]["inputs"]["text"] = ["drop", 0]
     graph["feedback"] = _node(
