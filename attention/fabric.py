@@ -28,6 +28,7 @@ from .reference import (
     LIKED,
     AllKept,
     Append,
+    Attention,
     Bank,
     BlockKey,
     Capture,
@@ -45,10 +46,10 @@ from .reference_keys import Same, Unseen, content_key, digest, frozen, weights_k
 from .schedule import FabricSchedule
 
 _STEP = "atelier_fabric_step"
-_CALL = "atelier_fabric_call"
+CALL = "atelier_fabric_call"
 _SIDES = "atelier_fabric_sides"
 _RUN = "atelier_fabric_run"
-_OF_THE_ROWS = frozenset({_STEP, _SIDES, _RUN, _CALL, "cond_or_uncond", "uuids", "sigmas"})
+_OF_THE_ROWS = frozenset({_STEP, _SIDES, _RUN, CALL, "cond_or_uncond", "uuids", "sigmas"})
 """Options that say nothing of how the model computes."""
 
 _SIDE_NAMES = {"positive": LIKED, "negative": DISLIKED}
@@ -179,7 +180,7 @@ class Fabric(Unseen):
         transformer_options = transformer_options or {}
         call = self._call(executor.class_obj, x, t, transformer_options)
         if call is not None:
-            transformer_options = {**transformer_options, _CALL: call}
+            transformer_options = {**transformer_options, CALL: call}
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
 
     def _call(
@@ -299,10 +300,10 @@ class Fabric(Unseen):
                 comfy.model_management.cast_to_device(torch.stack([r.latent for r in batch]), x.device, x.dtype),
             )
             conds = model_conds(model, self.empty_prompt, noised)
-            capture = Capture(tuple(self.blocks))
+            capture = self.capture(noised)
             times = sigma.expand(noised.shape[0])
             with contextlib.suppress(AllKept):
-                model._apply_model(noised, times, transformer_options={**options, _CALL: capture}, **conds)
+                model._apply_model(noised, times, transformer_options={**options, CALL: capture}, **conds)
             return split_capture(capture.kept, len(batch))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
@@ -313,17 +314,26 @@ class Fabric(Unseen):
         comfy.model_management.soft_empty_cache()
         return [self._pass(model, x, sigma, [one], [its], options)[0] for one, its in zip(batch, noise, strict=True)]
 
+    def hook_blocks(self, patched: comfy.model_patcher.ModelPatcher) -> None:
+        """Have the model say which attention is whose."""
+        patched.set_model_attn1_patch(self.enter_self_attention)
+        patched.set_model_attn1_output_patch(self.leave_self_attention)
+
+    def capture(self, x: Tensor) -> Capture:
+        """What reads the attentions of a reference pass over `x` [rows, channels, height, width]."""
+        return Capture(tuple(self.blocks))
+
     def enter_self_attention(
         self, n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Say that the next attention is this block's self-attention."""
-        if (call := options.get(_CALL)) is not None:
+        if (call := options.get(CALL)) is not None:
             call.block = (*options["block"], options["block_index"])
         return n, context, value
 
     def leave_self_attention(self, n: Tensor, options: dict[str, Any]) -> Tensor:
         """Close what `enter_self_attention` opened, also where a replacement made no attention call."""
-        if (call := options.get(_CALL)) is not None:
+        if (call := options.get(CALL)) is not None:
             call.block = None
         return n
 
@@ -342,16 +352,17 @@ class Fabric(Unseen):
         A self-attention that has a mask belongs to another patch, which alone knows what its keys
         mean; it is left as it is.
         """
-
-        def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            if self.before is not None:
-                return self.before(function, q, k, v, heads, mask=mask, **kwargs)
-            return function(q, k, v, heads, mask=mask, **kwargs)
-
-        call = (kwargs.get("transformer_options") or {}).get(_CALL)
+        attention = self.plain(function, heads, kwargs)
+        call = (kwargs.get("transformer_options") or {}).get(CALL)
         if call is None or call.block is None or mask is not None:
             return attention(q, k, v, mask)
         return call.attend(attention, q, k, v)
+
+    def plain(self, function: Callable[..., Tensor], heads: int, options: dict[str, Any]) -> Attention:
+        """The model's own attention, or that of the patch that was there before."""
+        if self.before is not None:
+            return lambda q, k, v, mask: self.before(function, q, k, v, heads, mask=mask, **options)
+        return lambda q, k, v, mask: function(q, k, v, heads, mask=mask, **options)
 
 
 def cond_sides(conds: Sequence[Any], named: Mapping[str, Any]) -> list[int | None] | None:

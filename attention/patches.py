@@ -15,6 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from .dit_fabric import FAMILIES, DitFabric, Family, dit_family
 from .fabric import Fabric
 from .reference import DISLIKED, LIKED, BlockKey, Reference
 from .reference_cache import ReferenceCache
@@ -37,23 +38,25 @@ def apply_fabric(
     cache_bytes: int = 0,
     liked_weights: Sequence[float] | None = None,
     disliked_weights: Sequence[float] | None = None,
+    experimental: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of `model` that listens to feedback; a plain clone where feedback cannot count.
 
     Args:
-        liked, disliked: VAE latents [channels, height, width], not scaled by the model's latent format.
+        liked, disliked: VAE latents [channels, (frames,) height, width], not scaled by the model's latent format.
         empty_prompt: The text encoder's answer to "", with `cond` [1, tokens, channels] and what
             else the encoder returns.
         fixed_noise: The references' noise depends on the reference and the noise level, and not on the
             seed. What the model makes of them is then kept for later runs, in at most `cache_bytes` of the
             machine's memory. It stays with `model`, so other feedback and other LoRAs on it share it.
         liked_weights, disliked_weights: How much each picture counts on its side, all in full where there are none.
+        experimental: Take the models of FAMILIES too.
 
     Raises:
-        ValueError: The model is not a UNet of the SD1.x, SD2.x or SDXL class, already has feedback, or does
-            not go with the VAE or the text encoder.
+        ValueError: The model is of a class that is not taken, already has feedback, or does not go with the VAE or
+            the text encoder.
     """
-    check_unet(model)
+    check_model(model, experimental)
     patched = model.clone()
     if max(schedule.weight, schedule.weight_outside) <= 0.0:
         return patched
@@ -61,25 +64,27 @@ def apply_fabric(
         disliked, disliked_weights = (), None
     if not liked and not disliked:
         return patched
-    check_fit(model, (*liked, *disliked), empty_prompt["cond"])
+    unet = model.get_model_object("diffusion_model")
+    family = dit_family(unet)
+    check_fit(model, family, (*liked, *disliked), empty_prompt["cond"])
     latent_format = model.get_model_object("latent_format")
     references = tuple(
-        Reference(latent_format.process_in(latent), side, weight)
+        Reference(latent_format.process_in(latent.unsqueeze(0))[0], side, weight)
         for side, latents, weights in ((LIKED, liked, liked_weights), (DISLIKED, disliked, disliked_weights))
         for latent, weight in zip(latents, weights or [1.0] * len(latents), strict=True)
         if weight > 0.0
     )
-    depths = self_attentions(model.get_model_object("diffusion_model"))
+    depths = self_attentions(unet) if family is None else family.depths
     blocks = {block: weight for block, depth in depths.items() if (weight := DEPTHS[schedule.depth](depth)) > 0.0}
     if not blocks:
         return patched
     options = patched.model_options["transformer_options"]
     cache = shared_cache(model, cache_bytes) if fixed_noise else None
     before = options.get("optimized_attention_override")
-    fabric = Fabric(references, empty_prompt, schedule, blocks, before, fixed_noise, cache)
+    settings = (references, empty_prompt, schedule, blocks, before, fixed_noise, cache)
+    fabric = Fabric(*settings) if family is None else DitFabric(*settings, family=family)
     options["optimized_attention_override"] = fabric.attend
-    patched.set_model_attn1_patch(fabric.enter_self_attention)
-    patched.set_model_attn1_output_patch(fabric.leave_self_attention)
+    fabric.hook_blocks(patched)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _PATCH, fabric.prepare_sampling)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _PATCH, fabric.predict_noise)
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _PATCH, fabric.calc_cond_batch)
@@ -169,18 +174,17 @@ def shrink(picture: Tensor, max_pixels: int) -> Tensor:
     return comfy.utils.common_upscale(picture.movedim(-1, 0).unsqueeze(0), *size, "area", "disabled")[0].movedim(0, -1)
 
 
-def check_unet(model: comfy.model_patcher.ModelPatcher) -> None:
-    """Raise ValueError unless `model` is a UNet of the SD1.x, SD2.x or SDXL class without feedback yet."""
-    unet = model.get_model_object("diffusion_model")
-    # "sequential" is SDXL's vector of pooled text and sizes; video models of this UNet have the same, and time.
-    if (
-        not isinstance(unet, UNetModel)
-        or unet.num_classes not in (None, "sequential")
-        or model.model.model_config.unet_config.get("use_temporal_attention")
-    ):
+def check_model(model: comfy.model_patcher.ModelPatcher, experimental: bool = False) -> None:
+    """Raise ValueError unless `model` is a UNet of the SD1.x, SD2.x or SDXL class without feedback yet.
+
+    With `experimental`, the models of FAMILIES are taken too.
+    """
+    known = is_picture_unet(model) or (experimental and dit_family(model.get_model_object("diffusion_model")))
+    if not known:
         raise ValueError(
             "AtelierFabric works with Stable Diffusion 1.x, 2.x and XL models; the connected model is "
-            f"{type(model.model).__name__}. Connect an SD1.5 or SDXL checkpoint, or take AtelierFabric out."
+            f"{type(model.model).__name__}. Connect an SD1.5 or SDXL checkpoint, or take AtelierFabric out. "
+            f"For {FAMILIES} there is the switch 'experimental'."
         )
     if model.get_wrappers(WrappersMP.APPLY_MODEL, _PATCH):
         raise ValueError(
@@ -189,17 +193,44 @@ def check_unet(model: comfy.model_patcher.ModelPatcher) -> None:
         )
 
 
-def check_fit(model: comfy.model_patcher.ModelPatcher, latents: Sequence[Tensor], empty_prompt: Tensor) -> None:
-    """Raise ValueError unless latents [channels, height, width] and prompt [1, tokens, channels] suit."""
-    channels = model.get_model_object("latent_format").latent_channels
-    if latents[0].ndim != 3 or latents[0].shape[0] != channels:
+def is_picture_unet(model: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether it is a UNet of the SD1.x, SD2.x or SDXL class."""
+    unet = model.get_model_object("diffusion_model")
+    # "sequential" is SDXL's vector of pooled text and sizes; video models of this UNet have the same, and time.
+    return (
+        isinstance(unet, UNetModel)
+        and unet.num_classes in (None, "sequential")
+        and not model.model.model_config.unet_config.get("use_temporal_attention")
+    )
+
+
+def check_fit(
+    model: comfy.model_patcher.ModelPatcher, family: Family | None, latents: Sequence[Tensor], empty_prompt: Tensor
+) -> None:
+    """Raise ValueError unless latents [channels, (frames,) height, width] and prompt [1, tokens, channels] suit."""
+    latent_format = model.get_model_object("latent_format")
+    channels = latent_format.latent_channels
+    if latents[0].ndim != 1 + latent_format.latent_dimensions or latents[0].shape[0] != channels:
         raise ValueError(
             f"The VAE makes latents of shape {tuple(latents[0].shape)}; the model works with {channels} "
             "channels. Connect the VAE that belongs to the model's checkpoint."
         )
-    width = model.model.model_config.unet_config.get("context_dim")
+    if family is not None:
+        check_length(family, latents)
+    width = model.model.model_config.unet_config.get("context_dim") if family is None else family.text_width
     if width is not None and empty_prompt.shape[-1] != width:
         raise ValueError(
             f"The CLIP gives {empty_prompt.shape[-1]} numbers for each token; the model wants {width}. "
             "Connect the CLIP that belongs to the model's checkpoint."
         )
+
+
+def check_length(family: Family, latents: Sequence[Tensor]) -> None:
+    """Raise ValueError if a latent [channels, (frames,) height, width] has a side that the model has no places for."""
+    for latent in latents:
+        height, width = (math.ceil(side / family.order.patch) for side in latent.shape[-2:])
+        if family.longest is not None and max(height, width) > family.longest:
+            raise ValueError(
+                f"A feedback picture is {width}x{height} patches of this model, which has places for at most "
+                f"{family.longest} to a side. Crop the picture."
+            )

@@ -26,7 +26,7 @@ import hashlib
 import itertools
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol
@@ -56,8 +56,8 @@ class Attention(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One picture: its latent [channels, height, width] in the model's scale, the side that it is on, and how much
-    it counts there: above 0, 1 in full."""
+    """One picture: its latent [channels, (frames,) height, width] in the model's scale, the side that it is on, and
+    how much it counts there: above 0, 1 in full."""
 
     latent: Tensor
     side: int
@@ -79,7 +79,7 @@ class Joined:
 
 
 def shrink_latent(latent: Tensor, max_area: int) -> Tensor:
-    """A latent [channels, height, width] of at most `max_area` pixels, its aspect kept to the pixel.
+    """A latent [channels, (frames,) height, width] of at most `max_area` pixels, its aspect kept to the pixel.
 
     Smaller ones come back as they are: a latent that is made larger holds nothing new.
     """
@@ -89,7 +89,8 @@ def shrink_latent(latent: Tensor, max_area: int) -> Tensor:
     scale = math.sqrt(max_area / (height * width))
     # The epsilon keeps 8.0 from becoming 7 where the square root rounds down.
     size = tuple(min(side, max(1, math.floor(side * scale + 1e-6))) for side in (height, width))
-    return F.interpolate(latent.unsqueeze(0), size=size, mode="bilinear", antialias=True)[0]
+    planes = latent.reshape(1, -1, height, width)
+    return F.interpolate(planes, size=size, mode="bilinear", antialias=True).reshape(*latent.shape[:-2], *size)
 
 
 def batches(references: Iterable[Reference]) -> tuple[tuple[Reference, ...], ...]:
@@ -129,21 +130,24 @@ class AllKept(Exception):
 class Capture:
     """Self-attention of a reference pass: attends as usual and keeps keys and values.
 
-    `blocks` are those that are wanted, in the order in which the model runs them.
+    `blocks` are those that are wanted, in the order in which the model runs them. `picture` says which of a number
+    of tokens are the picture's; the others are not kept.
     """
 
     blocks: Sequence[BlockKey]
+    picture: Callable[[int], slice] = slice
     block: BlockKey | None = None
     kept: dict[BlockKey, KeysValues] = field(default_factory=dict)
 
-    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Raises AllKept at the last of the blocks."""
         assert self.block is not None
         if self.block in self.blocks:
-            self.kept[self.block] = (k, v)
+            tokens = self.picture(k.shape[1])
+            self.kept[self.block] = (k[:, tokens], v[:, tokens])
         if self.block == self.blocks[-1]:
             raise AllKept
-        return attention(q, k, v, None)
+        return attention(q, k, v, mask)
 
 
 @dataclass
@@ -164,7 +168,8 @@ class Append:
     exploring: Fraction = Fraction(0)
     block: BlockKey | None = None
 
-    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask` is the call's own; the references' tokens are added behind it."""
         assert self.block is not None
         depth = self.blocks.get(self.block, 0.0)
         references = {side: joined for side, joined in self.bank.get(self.block, {}).items() if side in self.weights}
@@ -177,20 +182,42 @@ class Append:
             if rows.start == rows.stop:
                 continue
             weight = depth * self.weights.get(side, 0.0)
-            outputs.append(attend_to_references(attention, q[rows], k[rows], v[rows], references.get(side), weight))
+            own = mask[rows] if mask is not None and mask.ndim > 2 and len(mask) == len(q) else mask
+            joined = references.get(side)
+            outputs.append(attend_to_references(attention, q[rows], k[rows], v[rows], joined, weight, own))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def attend_to_references(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, joined: Joined | None, weight: float
+    attention: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    joined: Joined | None,
+    weight: float,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Attention of [rows, tokens, channels] to its own tokens and, by equation 2, to the references'."""
+    """Attention of [rows, tokens, channels] to its own tokens and, by equation 2, to the references'.
+
+    `mask` is for its own tokens: a term of the logits, or false where they do not count.
+    """
     if joined is None:
-        return attention(q, k, v, None)
+        return attention(q, k, v, mask)
     keys = torch.cat((k, joined.keys.expand(k.shape[0], -1, -1)), dim=1)
     values = torch.cat((v, joined.values.expand(v.shape[0], -1, -1)), dim=1)
     weights = [(tokens, weight * own) for tokens, own in joined.pictures]
-    return attention(q, keys, values, log_weight_mask(k.shape[1], weights, q))
+    logits = log_weight_mask(k.shape[1], weights, q)
+    return attention(q, keys, values, logits if mask is None else lengthen_mask(mask, keys.shape[1], logits))
+
+
+def lengthen_mask(mask: Tensor, keys: int, logits: Tensor | None) -> Tensor:
+    """A mask [..., queries, own keys] for all `keys`, of which those behind its own all count; plus `logits`."""
+    if mask.dtype == torch.bool:
+        if logits is None:
+            return F.pad(mask, (0, keys - mask.shape[-1]), value=True)
+        mask = torch.zeros_like(mask, dtype=logits.dtype).masked_fill(~mask, -math.inf)
+    mask = F.pad(mask, (0, keys - mask.shape[-1]))
+    return mask if logits is None else mask + logits
 
 
 def log_weight_mask(own: int, weights: Sequence[tuple[int, float]], like: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
-from ..attention.patches import FabricSchedule, apply_fabric, check_unet, encode_empty_prompt, encode_pictures
+from ..attention.patches import FabricSchedule, apply_fabric, check_model, encode_empty_prompt, encode_pictures
 from ..attention.schedule import DEPTHS, SHAPES
 from ..feedback.pictures import Feedback
 from .feedback import FeedbackSocket
@@ -161,6 +161,14 @@ class AtelierFabric(io.ComfyNode):
                     tooltip="The model reads your pictures at each n-th step of the window. More is faster and less "
                     "exact.",
                 ),
+                io.Boolean.Input(
+                    "experimental",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Take Flux-, SD3-, Qwen-Image- and Z-Image-class models too. What feedback does to their "
+                    "pictures is unmeasured.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, listening to the feedback.")],
         )
@@ -184,8 +192,9 @@ class AtelierFabric(io.ComfyNode):
         depth: str = "all",
         exploration: float = 0.0,
         renew_every: int = 1,
+        experimental: bool = False,
     ) -> io.NodeOutput:
-        check_unet(model)
+        check_model(model, experimental)
         own = FabricSchedule(weight, start_percent, end_percent, weight_outside, negative_scale)
         schedule = replace(
             PRESETS.get(preset, own), shape=shape, depth=depth, exploration=exploration, renew_every=renew_every
@@ -200,6 +209,6 @@ class AtelierFabric(io.ComfyNode):
         return io.NodeOutput(
             apply_fabric(
                 model, liked, disliked, prompt, schedule, fixed, cache_bytes,
-                feedback.liked_weights, feedback.disliked_weights,
+                feedback.liked_weights, feedback.disliked_weights, experimental,
             )
         )  # fmt: skip

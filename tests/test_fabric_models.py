@@ -14,7 +14,7 @@ import comfy_extras.nodes_perpneg
 import pytest
 import torch
 from atelier.attention.fabric import cond_sides
-from atelier.attention.patches import FabricSchedule, check_unet
+from atelier.attention.patches import FabricSchedule, check_model
 from atelier.attention.reference import DISLIKED, LIKED, reference_noise, shrink_latent
 from naive_fabric import relative
 from small_unets import (
@@ -144,8 +144,9 @@ def test_a_reference_is_read_as_a_picture_of_the_run_would_be(make: Callable[[],
 
 def test_video_unets_are_refused() -> None:
     with pytest.raises(ValueError, match=r"1.x, 2.x and XL models"):
-        check_unet(
-            sd15(use_temporal_attention=True, merge_strategy="learned", merge_factor=0.0, video_kernel_size=[3, 1, 1])
+        check_model(
+            sd15(use_temporal_attention=True, merge_strategy="learned", merge_factor=0.0, video_kernel_size=[3, 1, 1]),
+            experimental=True,
         )
 
 
