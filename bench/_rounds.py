@@ -22,7 +22,8 @@ Score = Callable[[Tensor], list[float]]
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to use feedback. What is not named here has the node's own default."""
+    """A way to use feedback. What is not set here has the node's own default, which is fixed noise on the references;
+    the paper's code has noise by the seed, and so have the arms that compare what the paper compares."""
 
     name: str
     negative: bool = True
@@ -31,12 +32,13 @@ class Arm:
 
 PLAIN = Arm("plain")
 """The same model and seeds, without feedback."""
+BY_SEED = ("reference_noise", "seed")
 ARMS = (
-    Arm("feedback"),
-    Arm("positive_only", negative=False),
-    Arm("second_half", settings=(("start_percent", 0.5), ("end_percent", 1.0))),
-    Arm("exploring", settings=(("exploration", 0.25),)),
-    Arm("fixed_noise", settings=(("reference_noise", "fixed"),)),
+    Arm("feedback", settings=(BY_SEED,)),
+    Arm("positive_only", negative=False, settings=(BY_SEED,)),
+    Arm("second_half", settings=(BY_SEED, ("start_percent", 0.5), ("end_percent", 1.0))),
+    Arm("exploring", settings=(BY_SEED, ("exploration", 0.25))),
+    Arm("fixed_noise"),
 )
 
 

@@ -5,9 +5,9 @@ Five parts, each with figures of its own:
 - parity: small UNets of the SD1.5 and SDXL layouts against an implementation written from the paper.
 - sessions: the paper's two protocols on ShapeWorld, three rounds of four pictures, one like and one dislike for each
   round. "preference": a person who asks for a shape and has a taste in colours and grounds. "target": a person who has
-  a picture in mind, of which the prompt says only the shape. Arms: without feedback; the node's defaults; without
-  dislikes; with the window in the second half of sampling; with one picture of each batch that does not listen; with
-  noise on the rated pictures that does not depend on the seed.
+  a picture in mind, of which the prompt says only the shape. Arms: without feedback; with it, in the first half of
+  sampling; without dislikes; in the second half; with one picture of each batch that does not listen; and the node's
+  default, where the noise on the rated pictures does not depend on the seed.
 - steering: one like or one dislike, and what the next round shows where the prompt leaves it open.
 - store: ratings that are lost when the server is killed while many people rate.
 - costs: whole runs against the plain model. Only worth something on a machine that does nothing else.
@@ -38,7 +38,7 @@ from _sheet import save_sheet  # noqa: E402
 from _steering import EACH, steering  # noqa: E402
 
 SESSIONS = 100
-PROTOCOLS: dict[str, tuple[Arm, ...]] = {"preference": ARMS, "target": ARMS[:1]}
+PROTOCOLS: dict[str, tuple[Arm, ...]] = {"preference": ARMS, "target": (ARMS[0], ARMS[-1])}
 Note = Callable[[dict[str, Figure]], None]
 
 

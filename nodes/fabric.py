@@ -96,12 +96,12 @@ class AtelierFabric(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "reference_noise",
-                    options=["seed", "fixed"],
-                    default="seed",
+                    options=["fixed", "seed"],
+                    default="fixed",
                     optional=True,
                     advanced=True,
-                    tooltip="The noise on your pictures: another with each seed, or always the same. With fixed noise "
-                    "later runs need not read them again.",
+                    tooltip="The noise on your pictures: always the same, so that later runs need not read them again, or "
+                    "another with each seed.",
                 ),
                 io.Int.Input(
                     "cache_percent",
@@ -185,7 +185,7 @@ class AtelierFabric(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         weight_outside: float,
-        reference_noise: str = "seed",
+        reference_noise: str = "fixed",
         cache_percent: int = 10,
         preset: str = OWN,
         shape: str = "constant",
