@@ -115,10 +115,10 @@ LUMINA: dict[str, Any] = {
 }  # fmt: skip
 
 
-def z_image() -> Patcher:
+def z_image(**more: Any) -> Patcher:
     """Text and picture are each filled up to a multiple of 12 tokens."""
     wide = {"dim": 256, "n_heads": 16, "n_kv_heads": 16}
-    dit = {**LUMINA, **wide, "z_image_modulation": True, "pad_tokens_multiple": 12, "time_scale": 1000.0}
+    dit = {**LUMINA, **wide, "z_image_modulation": True, "pad_tokens_multiple": 12, "time_scale": 1000.0, **more}
     return filled(comfy.model_base.Lumina2(comfy.supported_models.ZImage(dit), device="cpu"))
 
 

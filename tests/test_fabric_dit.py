@@ -10,18 +10,19 @@ import comfy.model_base
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models
+import comfy_extras.nodes_sd3
 import pytest
 import torch
 from atelier.attention import fabric
 from atelier.attention.dit import TokenOrder, block_depths, next_block
 from atelier.attention.dit_fabric import dit_family
 from atelier.attention.patches import apply_fabric, check_model
-from atelier.attention.reference import lengthen_mask, reference_noise
+from atelier.attention.reference import Append, lengthen_mask, reference_noise
 from atelier.attention.schedule import FabricSchedule
 from atelier.feedback.pictures import Feedback
 from atelier.nodes.fabric import AtelierFabric
 from naive_fabric import relative
-from small_dits import DITS, FLUX, PADDING, Bench, conditioning
+from small_dits import DITS, FLUX, PADDING, Bench, Small, conditioning, z_image
 from small_unets import ALWAYS, SEED, STEPS, Patcher, patcher, sd15
 from torch import Tensor
 
@@ -117,12 +118,12 @@ def kept(dit: Bench, picture: Tensor, empty: dict[str, Any], monkeypatch: pytest
 def test_the_pictures_tokens_are_kept_and_no_text(dit: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first block text and picture have not met yet: there what is kept depends on the picture alone, and each
     token of it does."""
-    one, other = dit.small.latents(2, 7, 5)
+    one, other = dit.small.latents(2, 7, 9)
     first = kept(dit, one, dit.empty, monkeypatch)
     again = kept(dit, one, {**dit.small.prompt(99, 5), **without_text(dit.empty)}, monkeypatch)
     changed = kept(dit, other, dit.empty, monkeypatch)
     patch = dit.model.model.diffusion_model.patch_size
-    tokens = -(-7 // patch) * -(-5 // patch)
+    tokens = -(-7 // patch) * -(-9 // patch)
     assert list(first) == list(dit_family(dit.model.model.diffusion_model).depths)
     assert {part.shape[:2] for parts in first.values() for part in parts} == {(1, tokens)}
     block = next(iter(first))
@@ -150,6 +151,15 @@ def without_text(prompt: dict[str, Any]) -> dict[str, Any]:
 )
 def test_where_the_pictures_tokens_are(order: TokenOrder, shape: tuple[int, ...], picture: tuple[int, int]) -> None:
     assert order.picture(100, shape) == slice(*picture)
+
+
+def test_padding_behind_the_picture_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Z-Image fills 20 tokens up to 24. Without layers that refine the picture first, padding knows nothing of it."""
+    dit = Bench(Small(lambda: z_image(n_refiner_layers=0)))
+    one, other = (kept(dit, picture, dit.empty, monkeypatch) for picture in dit.small.latents(2, 7, 9))
+    block = next(iter(one))
+    assert one[block][0].shape[1] == 20
+    assert (one[block][0] - other[block][0]).abs().amax(-1).min() > 1e-3
 
 
 def test_names_and_depths_of_blocks() -> None:
@@ -257,6 +267,26 @@ def test_an_earlier_attention_override_and_blocks_replacement_are_still_called(d
     assert torch.equal(dit.sample(dit.listen(liked, [], model=other), noise), wanted)
     assert "attention" in seen
     assert "block" in seen or type(dit.model.model.diffusion_model).__name__ == "NextDiT", "which has no such place"
+
+
+def test_blocks_that_a_patch_skips_do_not_rename_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's skip layer guidance asks SD3 once more in each step, without some of its blocks."""
+    dit, calls = Bench(DITS["sd3.5-medium"]), {}
+    original = Append.attend
+
+    def look(call: Append, *args: Any) -> Tensor:
+        calls.setdefault(id(call), (call, []))[1].append(call.block)
+        return original(call, *args)
+
+    monkeypatch.setattr(Append, "attend", look)
+    patched = dit.listen(dit.small.latents(1), [])
+    skipping = comfy_extras.nodes_sd3.SkipLayerGuidanceSD3.execute(patched, "1", 3.0, 0.0, 1.0).args[0]
+    assert dit.sample(skipping, dit.small.noise()).isfinite().all()
+    every = [("double", 0, 0), ("double", 0, 1), ("double", 1, 0), ("double", 1, 1), ("double", 2, 0)]
+    found = [blocks for _, blocks in calls.values()]
+    assert every in found
+    assert [*every[:2], every[4]] in found
+    assert all(blocks in (every, [*every[:2], every[4]]) for blocks in found)
 
 
 @pytest.mark.parametrize("name", ["flux", "qwen-image", "z-image"])
