@@ -38,7 +38,7 @@ from _sheet import save_sheet  # noqa: E402
 from _steering import EACH, steering  # noqa: E402
 
 SESSIONS = 100
-PROTOCOLS: dict[str, tuple[Arm, ...]] = {"preference": ARMS, "target": (ARMS[0], ARMS[-1])}
+PROTOCOLS: dict[str, tuple[Arm, ...]] = {"preference": ARMS, "target": ARMS[:1]}
 Note = Callable[[dict[str, Figure]], None]
 
 
