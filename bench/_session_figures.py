@@ -39,7 +39,7 @@ def score_figures(protocol: str, arms: Sessions) -> dict[str, Figure]:
         ("seed_minus_fixed_noise", "fixed_noise"),
     ):
         if other in later:
-            figures[f"{protocol}_{key}"] = difference(later["feedback"], later[other], "score")
+            figures[key] = difference(later["feedback"], later[other], "score")
     return figures
 
 

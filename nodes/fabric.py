@@ -100,8 +100,8 @@ class AtelierFabric(io.ComfyNode):
                     default="fixed",
                     optional=True,
                     advanced=True,
-                    tooltip="The noise on your pictures: always the same, so that later runs need not read them again, or "
-                    "another with each seed.",
+                    tooltip="The noise on your pictures: always the same, so that later runs need not read them again, "
+                    "or another with each seed.",
                 ),
                 io.Int.Input(
                     "cache_percent",
