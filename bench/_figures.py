@@ -21,7 +21,8 @@ Figure = dict[str, Any]
 
 def single(value: float, unit: str, n: int = 1) -> Figure:
     """A figure without an interval."""
-    return {"value": round(float(value), 4), "unit": unit, "n": n, "low": None, "high": None}
+    short = round(float(value), 4) if abs(value) >= 0.01 else float(f"{value:.3g}")
+    return {"value": short, "unit": unit, "n": n, "low": None, "high": None}
 
 
 def share(hits: Sequence[bool]) -> Figure:
