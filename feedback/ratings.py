@@ -5,13 +5,14 @@ Import it through `store.open_store`, which works without SQLAlchemy until a sto
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import Connection, exists, func, select
+from sqlalchemy import Connection, Select, bindparam, exists, func, select
 
 from .database import Database
 from .exchange import Imported, export_file, import_file
@@ -252,9 +253,7 @@ def _votes(connection: Connection, prompt_ids: list[int]) -> dict[tuple[int, str
     """{(prompt, checkpoint): (likes, dislikes)}."""
     votes = defaultdict(lambda: (0, 0))
     for batch in batches(prompt_ids):
-        held = holding_ratings(RATINGS.c.image_id.in_(select(IMAGES.c.id).where(IMAGES.c.prompt_id.in_(batch))))
-        query = select(IMAGES.c.prompt_id, IMAGES.c.checkpoint, held.c.value).select_from(held.join(IMAGES))
-        for prompt_id, checkpoint, value in connection.execute(query):
+        for prompt_id, checkpoint, value in connection.execute(_votes_query(), {"prompts": batch}):
             likes, dislikes = votes[prompt_id, checkpoint]
             votes[prompt_id, checkpoint] = (likes + (value > 0), dislikes + (value < 0))
     return votes
@@ -264,10 +263,28 @@ def _scores(connection: Connection, prompt_ids: list[int]) -> dict[tuple[int, st
     """{(prompt, checkpoint): {scorer: values}}."""
     scores = defaultdict(dict)
     for batch in batches(prompt_ids):
-        held = holding_scores(SCORES.c.image_id.in_(select(IMAGES.c.id).where(IMAGES.c.prompt_id.in_(batch))))
-        query = select(IMAGES.c.prompt_id, IMAGES.c.checkpoint, held.c.scorer, held.c.value)
-        ordered = query.select_from(held.join(IMAGES)).order_by(held.c.id)
-        for prompt_id, checkpoint, scorer, value in connection.execute(ordered):
+        for prompt_id, checkpoint, scorer, value in connection.execute(_scores_query(), {"prompts": batch}):
             values = scores[prompt_id, checkpoint]
             values[scorer] = (*values.get(scorer, ()), value)
     return scores
+
+
+# A query takes longer to build than to run, so these two are built once.
+
+
+@functools.cache
+def _votes_query() -> Select[tuple[int, str, int]]:
+    held = holding_ratings(RATINGS.c.image_id.in_(_images_of_prompts()))
+    return select(IMAGES.c.prompt_id, IMAGES.c.checkpoint, held.c.value).select_from(held.join(IMAGES))
+
+
+@functools.cache
+def _scores_query() -> Select[tuple[int, str, str, float]]:
+    held = holding_scores(SCORES.c.image_id.in_(_images_of_prompts()))
+    query = select(IMAGES.c.prompt_id, IMAGES.c.checkpoint, held.c.scorer, held.c.value)
+    return query.select_from(held.join(IMAGES)).order_by(held.c.id)
+
+
+def _images_of_prompts() -> Select[tuple[int]]:
+    """The numbers of all pictures of the prompts that the parameter `prompts` lists."""
+    return select(IMAGES.c.id).where(IMAGES.c.prompt_id.in_(bindparam("prompts", expanding=True)))
