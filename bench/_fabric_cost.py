@@ -1,8 +1,9 @@
 """What FABRIC costs: whole runs with feedback against the same model without it, in turn in one process.
 
-A UNet of the SD1.5 layout and size with random weights draws latents of 64×64 by the host's own sampler with cfg and
-with feedback in the first half of the steps. "Cold" reads the pictures and keeps them; "warm" finds them. In fp16 on a
-GPU, in float32 on a CPU. To be imported after `_world.start_host` and `_world.pack`.
+A UNet of the SD1.5 layout with random weights draws latents of 64×64 by the host's own sampler with cfg and with
+feedback in the first half of the steps. "Cold" reads the pictures and keeps them; "warm" finds them. Full size in fp16
+on a GPU. On a CPU in float32 with a part of the channels: attention, which feedback makes longer, is a larger part of
+such a model, so its ratios are rather too high. To be imported after `_world.start_host` and `_world.pack`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from atelier.attention.patches import FabricSchedule, apply_fabric
 
 COUNTS = ((1, 0), (1, 1), (4, 4))
 SIDE, CFG, TEXT = 64, 7.0, (1, 77, 768)
-CHANNELS = 320
+CHANNELS, REPEATS = (320, 5) if torch.cuda.is_available() else (128, 2)
 CACHE = 2**33
 Patcher = comfy.model_patcher.ModelPatcher
 

@@ -239,7 +239,9 @@ def of(sample: str, /, **figures: Figure) -> dict[str, Figure]:
     return {key: figure | {"sample": sample} for key, figure in figures.items()}
 
 
-def measure(count: int, quick: bool, folder: Path, progress: Callable[[dict[str, Figure]], None]) -> dict[str, Figure]:
+def measure(
+    count: int, quick: bool, folder: Path, progress: Callable[[dict[str, Figure]], None], times_only: bool = False
+) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
 
     def note(new: dict[str, Figure]) -> None:
@@ -248,10 +250,14 @@ def measure(count: int, quick: bool, folder: Path, progress: Callable[[dict[str,
 
     gallery, wishes = Gallery(), held_out(count)
     routes = Routes(read_library(PATTERN, ""))
-    note(routing(routes, wishes))
     ratings = Ratings(folder, "ratings", routes)
     ratings.compare(rated(max(1, RATED * count // COUNT)), gallery)
     note(of("held out", feedback_ratings=single(ratings.count, "ratings")))
+    if times_only:
+        note(added_time(ratings, timed(count)))
+        ratings.close()
+        return figures
+    note(routing(routes, wishes))
     note(pictures(routes, wishes, ratings, gallery))
     note(doubles(routes.library, wishes, folder, gallery))
     note(lying(routes.library, wishes, folder, gallery))
@@ -277,15 +283,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
     parser.add_argument("--count", type=int, help=f"number of held-out wishes; any but {COUNT} writes nothing")
+    parser.add_argument("--times", action="store_true", help="only what parser and router add; the rest stays as it is")
     options = parser.parse_args()
     count = options.count or (FEWEST if options.quick else COUNT)
     if count < FEWEST:
         parser.error(f"--count must be {FEWEST} or more, to have each style in each form")
     with tempfile.TemporaryDirectory(prefix="atelier-bench-") as folder:
         use_demo_models(Path(folder))
-        figures = measure(count, options.quick, Path(folder), show)
+        figures = measure(count, options.quick, Path(folder), show, options.times)
     if count == COUNT and not options.quick:
-        print(f"wrote {save('router', figures)}")
+        print(f"wrote {save('router', figures, keep=options.times)}")
 
 
 if __name__ == "__main__":
