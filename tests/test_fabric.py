@@ -26,6 +26,7 @@ from naive_fabric import relative
 from small_unets import (
     ALWAYS,
     EMPTY,
+    EMPTY_PROMPT,
     NEGATIVE,
     NEVER,
     POSITIVE,
@@ -543,6 +544,8 @@ class EmptyPromptClip:
 
 
 def node(model: Patcher, feedback: Feedback, vae: Any = None, **settings: Any) -> Patcher:
+    """The node's model, with its defaults but for the noise, which is by the seed as in `listen`."""
+    settings = {"reference_noise": "seed"} | settings
     defaults = {
         i.id: i.default for i in AtelierFabric.define_schema().inputs if getattr(i, "default", None) is not None
     }
@@ -558,6 +561,14 @@ def test_the_node_encodes_and_patches(model: Patcher, vae: comfy.sd.VAE) -> None
     patched = node(model, feedback, vae, end_percent=1.0)
     liked, disliked = (vae.encode(side[0][None]).float() for side in (feedback.liked, feedback.disliked))
     assert torch.equal(sample(patched, noise), sample(listen(model, [*liked], [*disliked]), noise))
+
+
+def test_the_nodes_noise_is_fixed_by_default(model: Patcher, vae: comfy.sd.VAE) -> None:
+    one, noise = picture(64, 64), normal(1, 4, 8, 8, seed=1)
+    latent = vae.encode(one[None]).float()[0]
+    default = next(i.default for i in AtelierFabric.define_schema().inputs if i.id == "reference_noise")
+    found = sample(node(model, Feedback((one,)), vae, end_percent=1.0, reference_noise=default), noise)
+    assert torch.equal(found, sample(apply_fabric(model, [latent], [], EMPTY_PROMPT, ALWAYS, fixed_noise=True), noise))
 
 
 def test_the_node_counts_each_picture_with_its_weight(model: Patcher, vae: comfy.sd.VAE) -> None:
