@@ -6,9 +6,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..feedback.pictures import FEEDBACK_TYPE, Feedback, pictures_from_batch
-from ..feedback.records import StoredImage, StoreError
+from ..feedback.records import StoredImage
 from ..feedback.store import default_url, open_store
 from .picture_files import PictureGone, load
+from .session import session_fingerprint, session_input
 
 FeedbackSocket = io.Custom(FEEDBACK_TYPE)
 
@@ -25,9 +26,7 @@ class AtelierFeedback(io.ComfyNode):
             description="The pictures that you liked and disliked in a session of Rate Images.",
             search_aliases=["session", "ratings", "liked pictures", "thumbs up", "thumbs down", "FABRIC"],
             inputs=[
-                io.String.Input(
-                    "session", default="default", tooltip="Name of the session, as in the Rate Images node."
-                ),
+                session_input(),
                 io.Int.Input(
                     "last",
                     default=4,
@@ -70,13 +69,8 @@ class AtelierFeedback(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, session: str | None = None, **_: object) -> str | float:
-        """What else the pictures depend on: the session's ratings. A linked session is not known yet: run again."""
-        if session is None:
-            return float("nan")
-        try:
-            return str(open_store(default_url()).revision(session.strip()))
-        except StoreError as error:
-            return str(error)
+        """What else the pictures depend on: the session's ratings."""
+        return session_fingerprint(session, lambda store, name: store.revision(name))
 
     @classmethod
     def execute(cls, session: str, last: int, minimum_strength: float, prompts: str, prompt: str = "") -> io.NodeOutput:

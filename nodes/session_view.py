@@ -8,9 +8,10 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..feedback.contact_sheet import draw_sheet
-from ..feedback.records import StoredImage, StoreError
+from ..feedback.records import StoredImage
 from ..feedback.store import default_url, open_store
 from .picture_files import PictureGone, load
+from .session import session_fingerprint, session_input
 
 
 class AtelierSessionView(io.ComfyNode):
@@ -25,9 +26,7 @@ class AtelierSessionView(io.ComfyNode):
             description="Draws the rounds of a session as a contact sheet, with ratings and scores.",
             search_aliases=["contact sheet", "history", "rounds", "ratings", "gallery", "grid"],
             inputs=[
-                io.String.Input(
-                    "session", default="default", tooltip="Name of the session, as in the Rate Images node."
-                ),
+                session_input(),
                 io.Int.Input(
                     "rounds",
                     default=6,
@@ -47,13 +46,8 @@ class AtelierSessionView(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, session: str | None = None, **_: object) -> str | float:
-        """What else the sheet depends on: the session. A linked session is not known yet: draw again."""
-        if session is None:
-            return float("nan")
-        try:
-            return open_store(default_url()).state(session.strip())
-        except StoreError as error:
-            return str(error)
+        """What else the sheet depends on: the session's pictures, ratings and scores."""
+        return session_fingerprint(session, lambda store, name: store.state(name))
 
     @classmethod
     def execute(cls, session: str, rounds: int, after: object = None) -> io.NodeOutput:
