@@ -11,8 +11,7 @@ from torch import Tensor
 from ..feedback.records import PEOPLE
 from ..feedback.scorers import Scorer
 from ..feedback.store import default_url, open_store
-from .made_by import made_by
-from .rate import SESSION_TOOLTIP, register
+from .rate import SESSION_TOOLTIP, register, source_of
 from .rating import rate
 from .score import ScorerSocket, keep_scores, order, prompt_input, report, score_batch
 
@@ -68,10 +67,11 @@ class AtelierAutoRate(io.ComfyNode):
                 f"{best} best and {worst} worst are more than the {len(images)} pictures of the batch. Lower one of "
                 "them, or make more pictures."
             )
-        wish = prompt or made_by(cls.hidden.prompt or {}, str(cls.hidden.unique_id), "images").prompt
+        source = source_of(cls)
+        wish = prompt or source.prompt
         scores = score_batch(images, scorer, wish)
         store = open_store(default_url())
-        files, pictures = register(cls, store, images, session, wish, trace)
+        files, pictures = register(cls, store, images, session, wish, source, trace)
         keep_scores(store, pictures, scorer, scores)
         values = give(store, pictures, scorer.name, scores, best, worst)
         text = report(scorer, scores, [WORDS[value] for value in values])

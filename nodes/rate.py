@@ -86,15 +86,26 @@ class AtelierRateImages(io.ComfyNode):
         if not pictures_from_batch(images, "new"):
             raise ValueError("There are no pictures to rate: the batch is empty.")
         wanted = read_ratings(ratings, len(images), strength)
-        store = open_store(default_url())
-        files, pictures = register(cls, store, images, session, prompt, trace)
+        store, source = open_store(default_url()), source_of(cls)
+        files, pictures = register(cls, store, images, session, prompt or source.prompt, source, trace)
         for index, value, own in wanted:
             rate(store, pictures[index], value, own)
         return io.NodeOutput(ui={"images": files, "atelier_pictures": [picture.key for picture in pictures]})
 
 
+def source_of(node: type[io.ComfyNode]) -> MadeBy:
+    """What made the pictures that are linked into the input `images` of a running node."""
+    return made_by(node.hidden.prompt or {}, str(node.hidden.unique_id), "images")
+
+
 def register(
-    node: type[io.ComfyNode], store: Store, images: Tensor, session: str, prompt: str = "", trace: str | None = None
+    node: type[io.ComfyNode],
+    store: Store,
+    images: Tensor,
+    session: str,
+    prompt: str,
+    source: MadeBy,
+    trace: str | None = None,
 ) -> tuple[list[dict[str, str]], list[StoredImage]]:
     """Save the pictures that are linked into the input `images` of a running node and add them to the store.
 
@@ -103,9 +114,8 @@ def register(
     Returns:
         The files as the host's front end takes them, and the pictures as the store has them.
     """
-    source = made_by(node.hidden.prompt or {}, str(node.hidden.unique_id), "images")
     files = ui.PreviewImage(images, cls=node).values
-    pictures = _as_stored(files, session, prompt or source.prompt, source, _loaded(trace) or source.checkpoint)
+    pictures = _as_stored(files, session, prompt, source, _loaded(trace) or source.checkpoint)
     store.register(pictures)
     return files, pictures
 

@@ -18,8 +18,7 @@ from ..feedback.scorers import SCORER_TYPE, ClipRelevance, Scorer, TargetSimilar
 from ..feedback.store import default_url, open_store
 from ..llm.words import without_syntax
 from .clip_models import FOLDER_KEY, HostVision, folder_state, load, model_folder, model_names, register_folder
-from .made_by import made_by
-from .rate import register
+from .rate import register, source_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,11 +161,13 @@ class AtelierScoreImages(io.ComfyNode):
     def execute(
         cls, images: Tensor, scorer: Scorer, prompt: str = "", session: str = "", trace: str | None = None
     ) -> io.NodeOutput:
-        wish = prompt or made_by(cls.hidden.prompt or {}, str(cls.hidden.unique_id), "images").prompt
+        source = source_of(cls)
+        wish = prompt or source.prompt
         scores = score_batch(images, scorer, wish)
         if session.strip():
             store = open_store(default_url())
-            keep_scores(store, register(cls, store, images, session, wish, trace)[1], scorer, scores)
+            _, registered = register(cls, store, images, session, wish, source, trace)
+            keep_scores(store, registered, scorer, scores)
         ranks = order(scores)
         return io.NodeOutput(scores, report(scorer, scores), images[ranks])
 
