@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Select, bindparam, exists, func, select
 
 from .database import Database
 from .exchange import Imported, export_file, import_file
-from .records import PEOPLE, Evidence, Rating, Score, SessionFeedback, SimilarPrompt, StoredImage
+from .records import PEOPLE, Evidence, Rating, Score, SessionFeedback, SimilarPrompt, StoredImage, deciding
 from .rounds import Round, newest_rounds, session_state
 from .rows import (
     BATCH,
@@ -27,6 +27,7 @@ from .rows import (
     batches,
     images_from_rows,
     rating_from_row,
+    ratings_that_hold,
 )
 from .similar import Similarity, TextEncoder, prompt_texts
 from .tables import (
@@ -126,12 +127,12 @@ class Store:
     def newest_by_people(self) -> int:
         """A number that changes with each rating that speaks for a person, in any session. 0: there is none."""
         with self._database.read() as connection:
-            return connection.scalar(select(func.max(RATINGS.c.id)).where(RATINGS.c.source.in_(PEOPLE))) or 0
+            return connection.scalar(_NEWEST_BY_PEOPLE) or 0
 
     def ratings(self, session: str) -> tuple[Rating, ...]:
         """The ratings that hold in the session, oldest first."""
         with self._database.read() as connection:
-            return tuple(_session_ratings(connection, session))
+            return tuple(ratings_that_hold(connection, RATINGS.c.session == session))
 
     def rated_images(
         self, session: str | None = None, keys: Sequence[str] = (), *, only_rated: bool = False, limit: int = 100
@@ -168,9 +169,8 @@ class Store:
         two alike the newest counts. One that is weaker than `minimum_strength` counts, but its picture is left out.
         """
         with self._database.read() as connection:
-            ratings = _session_ratings(connection, session)
-            decided = {r.image: r for r in sorted(ratings, key=lambda r: r.source in PEOPLE)}
-            strong = (r for r in decided.values() if r.strength >= minimum_strength)
+            ratings = ratings_that_hold(connection, RATINGS.c.session == session)
+            strong = (r for r in deciding(ratings).values() if r.strength >= minimum_strength)
             verdicts = sorted(strong, key=lambda r: (r.created, r.uid))
             rated_here = IMAGES.c.id.in_(select(RATINGS.c.image_id).where(RATINGS.c.session == session))
             images = {image.key: image for image in _images(connection, rated_here)}
@@ -243,12 +243,6 @@ def _revision(connection: Connection, session: str) -> int:
     return connection.scalar(select(func.count()).select_from(RATINGS).where(RATINGS.c.session == session))
 
 
-def _session_ratings(connection: Connection, session: str) -> list[Rating]:
-    held = holding_ratings(RATINGS.c.session == session)
-    query = select(held, IMAGES.c.key.label("image")).select_from(held.join(IMAGES))
-    return [rating_from_row(row) for row in connection.execute(query.order_by(held.c.created, held.c.uid))]
-
-
 def _votes(connection: Connection, prompt_ids: list[int]) -> dict[tuple[int, str], tuple[int, int]]:
     """{(prompt, checkpoint): (likes, dislikes)}."""
     votes = defaultdict(lambda: (0, 0))
@@ -269,7 +263,9 @@ def _scores(connection: Connection, prompt_ids: list[int]) -> dict[tuple[int, st
     return scores
 
 
-# A query takes longer to build than to run, so these two are built once.
+# A query takes longer to build than to run, so those that every run of the router asks are built once.
+
+_NEWEST_BY_PEOPLE = select(func.max(RATINGS.c.id)).where(RATINGS.c.source.in_(PEOPLE))
 
 
 @functools.cache

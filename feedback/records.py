@@ -9,7 +9,7 @@ import math
 import numbers
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -104,6 +104,14 @@ class Rating:
         _check_hex(self.uid, 32, "uid")
         if not (_is_finite(self.strength) and 0 < self.strength <= 1):
             raise ValueError(f"The strength of a rating must be above 0 and at most 1, not {self.strength!r}.")
+
+
+def deciding(ratings: Iterable[Rating]) -> dict[str, Rating]:
+    """The rating that counts of each picture, from those that hold, oldest first.
+
+    A person's goes before a scorer's, and of two alike the newest counts.
+    """
+    return {rating.image: rating for rating in sorted(ratings, key=lambda rating: rating.source in PEOPLE)}
 
 
 @dataclass(frozen=True)

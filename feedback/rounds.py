@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
 
-from .records import PEOPLE, Rating, StoredImage
-from .rows import IMAGE_COLUMNS, images_from_rows, rating_from_row
-from .tables import IMAGES, PROMPTS, RATINGS, SCORES, holding_ratings, holding_scores
+from .records import Rating, StoredImage, deciding
+from .rows import IMAGE_COLUMNS, images_from_rows, ratings_that_hold
+from .tables import IMAGES, PROMPTS, RATINGS, SCORES, holding_scores
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,7 @@ def session_state(connection: Connection, session: str) -> str:
 
 
 def _ratings(connection: Connection, session: str, ids: object) -> dict[str, Rating]:
-    held = holding_ratings(RATINGS.c.session == session, RATINGS.c.image_id.in_(ids))
-    rows = connection.execute(select(held, IMAGES.c.key.label("image")).select_from(held.join(IMAGES)))
-    found = sorted(map(rating_from_row, rows), key=lambda r: (r.source in PEOPLE, r.created, r.uid))
-    return {rating.image: rating for rating in found}
+    return deciding(ratings_that_hold(connection, RATINGS.c.session == session, RATINGS.c.image_id.in_(ids)))
 
 
 def _scores(connection: Connection, ids: object) -> dict[str, dict[str, float]]:

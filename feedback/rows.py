@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from sqlalchemy import Column, Connection, Row, Table, insert, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Row, Table, insert, select, update
 
 from .records import Rating, Score, StoredImage
-from .tables import FILES, IMAGES, PROMPTS, RATINGS, SCORES, from_microseconds, to_microseconds
+from .tables import FILES, IMAGES, PROMPTS, RATINGS, SCORES, from_microseconds, holding_ratings, to_microseconds
 
 BATCH = 500
 """Values in one statement: SQLite before 3.32 takes 999."""
@@ -171,6 +171,13 @@ def _files(connection: Connection, image_ids: Collection[int]) -> dict[int, list
 def rating_from_row(row: Row) -> Rating:
     """A row with the columns of RATINGS and `image`, the picture's key."""
     return Rating(row.image, row.session, row.value, row.source, from_microseconds(row.created), row.uid, row.strength)
+
+
+def ratings_that_hold(connection: Connection, *conditions: ColumnElement[bool]) -> list[Rating]:
+    """Ratings that hold, of those that meet the conditions on RATINGS, oldest first."""
+    held = holding_ratings(*conditions)
+    query = select(held, IMAGES.c.key.label("image")).select_from(held.join(IMAGES))
+    return [rating_from_row(row) for row in connection.execute(query.order_by(held.c.created, held.c.uid))]
 
 
 def score_from_row(row: Row) -> Score:

@@ -20,6 +20,9 @@ from .tables import EMBEDDINGS, ENCODERS, IMAGES, PROMPTS, RATINGS, SCORES
 
 _STORED = np.dtype("<f4")
 
+_NEWEST = select(*(select(func.max(table.c.id)).scalar_subquery() for table in (RATINGS, SCORES)))
+"""The numbers of the newest rating and of the newest score."""
+
 
 class TextEncoder(Protocol):
     """What the store needs of an encoder. Vectors of one `name` are comparable, those of two names are not."""
@@ -126,7 +129,7 @@ class Similarity:
             ValueError: The encoder gives vectors of another width than before, or that are not finite.
         """
         with self._database.read() as connection:
-            newest = tuple(connection.scalar(select(func.max(table.c.id))) or 0 for table in (RATINGS, SCORES))
+            newest = tuple(number or 0 for number in connection.execute(_NEWEST).one())
             if newest == self._embedded.get(encoder.name):
                 return 0
             missing = _unembedded(connection, encoder.name, self._embedded.get(encoder.name, (0, 0)))
