@@ -8,6 +8,7 @@ ends, by a result, an error or an interrupt.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import uuid
@@ -111,6 +112,11 @@ class Fabric(Unseen):
     def sides(self) -> set[int]:
         """The sides that have references."""
         return {reference.side for reference in self.references}
+
+    @functools.cached_property
+    def prompt_key(self) -> Hashable:
+        """The empty prompt by content, which each step asks for."""
+        return content_key(self.empty_prompt)
 
     def prepare_sampling(
         self,
@@ -247,7 +253,7 @@ class Fabric(Unseen):
         # Hooks may change weights from step to step.
         cache = self.cache if run is not None and model.current_patcher.current_hooks is None else None
         keys = self._cache_keys(model, x, float(sigma), references, options, run) if cache is not None else {}
-        found = {reference: cache.get(key, run, x.device) for reference, key in keys.items()} if cache else {}
+        found = {reference: cache.get(key, run, x.device) for reference, key in keys.items()}
         kept = {reference: parts for reference, parts in found.items() if parts is not None}
         for batch in batches(reference for reference in references if reference not in kept):
             noise = [reference_noise(reference.latent, seed) for reference in batch]
@@ -275,7 +281,7 @@ class Fabric(Unseen):
             run.weights,
             Same(model.model_sampling),
             frozen(patches),
-            content_key(self.empty_prompt),
+            self.prompt_key,
             tuple(self.blocks),
         )
         return {r: (tuple(r.latent.shape), digest(latent_bytes(r.latent)), shared) for r in references}
