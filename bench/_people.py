@@ -9,11 +9,9 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from _rounds import Session
-from _world import HOME
+from _world import HOME, rendered
 from shapeworld.oracle import look
-from shapeworld.render import render
 from shapeworld.scene import SHAPES, random_scene
 from shapeworld.trial import HELD_OUT
 from torch import Tensor
@@ -51,8 +49,7 @@ def with_target(number: int, embed: Embed) -> Session:
     """A person who has a picture of one thing in mind and says only its shape. The score is the cosine to it."""
     rng = np.random.default_rng([HELD_OUT, 22, number])
     scene = random_scene(rng, 1, {"flat": 1.0})
-    target = torch.from_numpy(np.asarray(render(scene)).copy()).float()[None] / 255
-    wanted = embed(target)[0]
+    wanted = embed(rendered(scene)[None])[0]
 
     def score(pictures: Tensor) -> list[float]:
         return (embed(pictures) @ wanted).tolist()

@@ -32,6 +32,11 @@ class Kept:
     scores: np.ndarray
     pictures: np.ndarray
 
+    @staticmethod
+    def of(played: Played) -> Kept:
+        pictures = torch.stack(played.pictures).clamp(0, 1).mul(255).round().byte().numpy()
+        return Kept(np.asarray(played.scores), pictures)
+
 
 def play_sessions(
     protocol: str, count: int, arms: Sequence[Arm], resume: bool, quick: bool = False
@@ -69,7 +74,7 @@ def _play_one(protocol: str, number: int, arms: Sequence[Arm], folder: Path) -> 
     checkpoint, session = _checkpoint(), _session(protocol, number)
     first = first_round(checkpoint, session)
     for arm in missing:
-        _save(folder, arm, number, play(checkpoint, session, first, arm))
+        _save(folder, arm, number, Kept.of(play(checkpoint, session, first, arm)))
 
 
 @functools.cache
@@ -87,11 +92,10 @@ def _file(folder: Path, arm: Arm, number: int) -> Path:
     return folder / f"{arm.name}-{number}.npz"
 
 
-def _save(folder: Path, arm: Arm, number: int, played: Played) -> None:
-    pictures = torch.stack(played.pictures).clamp(0, 1).mul(255).round().byte().numpy()
+def _save(folder: Path, arm: Arm, number: int, kept: Kept) -> None:
     file = _file(folder, arm, number)
     with open(file.with_suffix(".part"), "wb") as part:
-        np.savez_compressed(part, scores=np.asarray(played.scores), pictures=pictures)
+        np.savez_compressed(part, scores=kept.scores, pictures=kept.pictures)
     file.with_suffix(".part").rename(file)
 
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from _figures import Figure, ratio, share
 from _rounds import listening
-from _world import Checkpoint
+from _world import Checkpoint, rendered
 from shapeworld.oracle import look
-from shapeworld.render import render
 from shapeworld.scene import COLOURS, STYLES, Scene, Thing
 from shapeworld.trial import HELD_OUT, largest
 from torch import Tensor
@@ -35,8 +33,7 @@ def style_of(picture: Tensor) -> str | None:
 
 def rendered_circle(colour: str, style: str = "flat", radius: float = 0.3) -> Tensor:
     """A picture [128, 128, 3] of what the prompt asks for, in this colour and style."""
-    picture = render(Scene((Thing("circle", colour, radius=radius),), style=style))
-    return torch.from_numpy(np.asarray(picture).copy()).float() / 255
+    return rendered(Scene((Thing("circle", colour, radius=radius),), style=style))
 
 
 def steering(checkpoint: Checkpoint, each: int, progress: Callable[[dict[str, Figure]], None]) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 REPO = Path(__file__).resolve().parents[1]
@@ -37,6 +38,13 @@ def pack() -> Any:
         sys.modules["atelier"] = module
         spec.loader.exec_module(module)
     return sys.modules["atelier"]
+
+
+def rendered(scene: Any) -> torch.Tensor:
+    """A ShapeWorld scene as a picture [128, 128, 3] in 0..1."""
+    from shapeworld.render import render
+
+    return torch.from_numpy(np.array(render(scene))).float() / 255
 
 
 @dataclass

@@ -22,7 +22,7 @@ from PIL import Image
 start_host()
 pack()
 
-from _rounds import ARMS, PLAIN, Played, Session, first_round, play  # noqa: E402
+from _rounds import ARMS, PLAIN, Session, first_round, play  # noqa: E402
 from _session_figures import likeness_figures, plot, score_figures  # noqa: E402
 from _sessions import Kept  # noqa: E402
 from _sheet import save_sheet  # noqa: E402
@@ -48,11 +48,6 @@ def from_targets(folder: Path, encoder: OpenClip) -> Iterator[Session]:
         scorer = TargetSimilarity(encoder, encoder.encode_images(torch.from_numpy(pixels)[None]))
         prompt = text.read_text(encoding="utf-8").strip()
         yield Session(number, prompt, lambda pictures, scorer=scorer: scorer.score(pictures, ""), SEED)
-
-
-def kept(played: Played) -> Kept:
-    pictures = torch.stack(played.pictures).clamp(0, 1).mul(255).round().byte().numpy()
-    return Kept(np.asarray(played.scores), pictures)
 
 
 @torch.inference_mode()
@@ -84,7 +79,7 @@ def main() -> None:
         for arm in (PLAIN, *ARMS):
             played = play(checkpoint, session, first, arm)
             save_sheet(torch.cat(played.pictures), options.out / f"{session.number}-{arm.name}.jpg", len(first))
-            arms[arm.name].append(kept(played))
+            arms[arm.name].append(Kept.of(played))
         print(f"{session.number + 1} of {len(sessions)} sessions", flush=True)
     figures = score_figures(protocol, arms) | likeness_figures(protocol, arms, encoder.encode_images)
     show(figures)

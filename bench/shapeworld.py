@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from _figures import Figure, mean, save, share, show, single
-from _world import REPO, Checkpoint, load_checkpoint, pack, start_host
+from _world import REPO, Checkpoint, load_checkpoint, pack, rendered, start_host
 
 start_host()
 pack()
@@ -23,7 +23,6 @@ from _sheet import save_sheet  # noqa: E402
 from _steering import rendered_circle  # noqa: E402
 from assemble import EXPERTS  # noqa: E402
 from shapeworld.oracle import look  # noqa: E402
-from shapeworld.render import render  # noqa: E402
 from shapeworld.scene import random_scene  # noqa: E402
 from shapeworld.trial import HELD_OUT, bound, dense_prompts, largest, one_object_prompts, oracle_hits  # noqa: E402
 
@@ -33,7 +32,7 @@ SHEETS = REPO / "bench" / "results"
 def vae_psnr(checkpoint: Checkpoint, count: int) -> list[float]:
     """PSNR in dB of `count` rendered pictures after encoding and decoding."""
     scenes = [random_scene(np.random.default_rng([HELD_OUT, 1, i])) for i in range(count)]
-    pictures = torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).float() / 255
+    pictures = torch.stack([rendered(scene) for scene in scenes])
     back = torch.cat([checkpoint.vae.decode(checkpoint.vae.encode(part)) for part in pictures.split(20)])
     error = ((back.clamp(0, 1) - pictures) ** 2).mean((1, 2, 3))
     return (-10 * torch.log10(error)).tolist()

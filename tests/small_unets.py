@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_base
 import comfy.model_patcher
 import comfy.sample
 import comfy.supported_models
+import pytest
 import torch
 from atelier.attention.patches import FabricSchedule, apply_fabric
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
@@ -161,3 +162,19 @@ def call(model: Patcher, x: Tensor, context: Tensor, conds: list[int], sigma: fl
 
     wrappers = model.get_all_wrappers(WrappersMP.PREDICT_NOISE)
     return WrapperExecutor.new_executor(step, wrappers).execute(x, torch.tensor([sigma]), model.model_options, SEED)
+
+
+def count_passes(
+    model: Patcher, monkeypatch: pytest.MonkeyPatch, counts: Callable[[int], bool] = lambda rows: True
+) -> list[int]:
+    """The number of rows of each pass through the model, as they happen, of those whose number `counts`."""
+    passes: list[int] = []
+    original = model.model._apply_model
+
+    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if counts(len(x)):
+            passes.append(len(x))
+        return original(x, *args, **kwargs)
+
+    monkeypatch.setattr(model.model, "_apply_model", counted)
+    return passes

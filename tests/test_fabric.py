@@ -36,6 +36,7 @@ from small_unets import (
     TEXT_WIDTH,
     Patcher,
     call,
+    count_passes,
     fill,
     latents,
     listen,
@@ -55,15 +56,7 @@ def model() -> Patcher:
 @pytest.fixture
 def passes(model: Patcher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rows of each pass through the model, as they happen."""
-    rows: list[int] = []
-    original = model.model._apply_model
-
-    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rows.append(x.shape[0])
-        return original(x, *args, **kwargs)
-
-    monkeypatch.setattr(model.model, "_apply_model", counted)
-    return rows
+    return count_passes(model, monkeypatch)
 
 
 # --- Identity

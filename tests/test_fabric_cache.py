@@ -24,6 +24,7 @@ from small_unets import (
     TEXT_WIDTH,
     Patcher,
     conditioning,
+    count_passes,
     latents,
     normal,
     sample,
@@ -55,16 +56,7 @@ def model() -> Patcher:
 @pytest.fixture
 def passes(model: Patcher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rows of each reference pass, of three references, where the new picture has two rows."""
-    rows: list[int] = []
-    original = model.model._apply_model
-
-    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if len(x) % 2:
-            rows.append(len(x))
-        return original(x, *args, **kwargs)
-
-    monkeypatch.setattr(model.model, "_apply_model", counted)
-    return rows
+    return count_passes(model, monkeypatch, lambda rows: rows % 2 == 1)
 
 
 def test_a_warm_run_is_the_cold_one_bit_for_bit(model: Patcher, passes: list[int]) -> None:

@@ -23,7 +23,7 @@ from atelier.feedback.pictures import Feedback
 from atelier.nodes.fabric import AtelierFabric
 from naive_fabric import relative
 from small_dits import DITS, FLUX, PADDING, Bench, Small, conditioning, z_image
-from small_unets import ALWAYS, SEED, STEPS, Patcher, patcher, sd15
+from small_unets import ALWAYS, SEED, STEPS, Patcher, count_passes, patcher, sd15
 from torch import Tensor
 
 FULL = FabricSchedule(1.0, 0.0, 1.0, 0.0, 1.0)
@@ -37,15 +37,7 @@ def dit(request: pytest.FixtureRequest) -> Bench:
 @pytest.fixture
 def passes(dit: Bench, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rows of each pass through the model, as they happen."""
-    rows: list[int] = []
-    original = dit.model.model._apply_model
-
-    def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        rows.append(x.shape[0])
-        return original(x, *args, **kwargs)
-
-    monkeypatch.setattr(dit.model.model, "_apply_model", counted)
-    return rows
+    return count_passes(dit.model, monkeypatch)
 
 
 # --- Identity
