@@ -1,0 +1,1 @@
+"""Training of the pack's own models: the loop that all share, and what is special to each method."""
