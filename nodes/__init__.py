@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import Caching, ComfyExtension, io
 
 from .auto_rate import AtelierAutoRate
+from .edit import AtelierDualCFGGuider, AtelierGuidanceGrid, AtelierInstructPix2Pix
 from .fabric import AtelierFabric
 from .feedback import AtelierFeedback, AtelierFeedbackFromImages
 from .keep import KeepRoutedModels
@@ -33,6 +34,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierFeedbackFromImages,
     AtelierSessionView,
     AtelierFabric,
+    AtelierInstructPix2Pix,
+    AtelierDualCFGGuider,
+    AtelierGuidanceGrid,
     AtelierLoadScorer,
     AtelierScoreImages,
 )

@@ -66,8 +66,18 @@ class TinySD(comfy.supported_models.SD15):
         return supported_models_base.ClipTarget(TinySD1Tokenizer, TinyClipModel)
 
 
+class TinyEdit(TinySD):
+    """TinySD with 8 input channels, of which 4 take the picture to edit."""
+
+    unet_config = {**TinySD.unet_config, "in_channels": 8}
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return model_base.SD15_instructpix2pix(self, self.model_type(state_dict, prefix), device)
+
+
 def register() -> None:
-    """Tells the host's checkpoint loader about tiny-sd. Calling it twice is harmless."""
+    """Tells the host's checkpoint loader about the tiny models. Calling it twice is harmless."""
     known = comfy.supported_models.models
-    if not any(model.__name__ == "TinySD" for model in known):
-        known.append(TinySD)
+    names = {model.__name__ for model in known}
+    # The host takes the first that fits, and TinySD fits any number of input channels.
+    known += [model for model in (TinyEdit, TinySD) if model.__name__ not in names]
