@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -22,6 +23,9 @@ LossAt = Callable[[np.random.Generator], Mapping[str, Tensor]]
 
 Progress = Callable[[int, Mapping[str, float]], None]
 """Takes the number of steps done and the last row of the log. What it raises stops the training without loss."""
+
+EachStep = Callable[[int, float], None]
+"""Takes the number of steps done and the loss of the last one. It may raise as `Progress` may."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,14 @@ class Average:
 
 
 def train(
-    module: nn.Module, loss_at: LossAt, plan: Plan, folder: Path, about: str = "", progress: Progress | None = None
+    module: nn.Module,
+    loss_at: LossAt,
+    plan: Plan,
+    folder: Path,
+    about: str = "",
+    progress: Progress | None = None,
+    each_step: EachStep | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, Tensor]:
     """Train what requires a gradient in `module`, and return the averaged weights by parameter name.
 
@@ -81,16 +92,20 @@ def train(
     Args:
         about: what else the training depends on, such as its data and its start. A state of other data, or of another
             plan but for the number of steps, is refused.
+        scaler: For losses in fp16, whose small gradients would else be lost (arXiv 1710.03740, section 3.2). A step
+            whose scaled gradients overflow changes no weight.
 
     Raises:
-        ValueError: The folder holds another training, or a loss is not a finite number.
+        ValueError: The folder holds another training, or a loss or a gradient is not a finite number.
+        OSError: The state cannot be written. The one that was there stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = list(_trained(module).values())
     optimizer = torch.optim.AdamW(
         parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay, betas=(0.9, 0.99), fused=True
     )
-    run = _Run(module, optimizer, Average(module, plan.average), folder, _identity(plan, about))
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    run = _Run(module, optimizer, scaler, Average(module, plan.average), folder, _identity(plan, about))
     run.resume()
     saved = run.step
     try:
@@ -100,6 +115,8 @@ def train(
             row = run.advance(loss_at, plan)
             if row is not None and progress is not None:
                 progress(run.step, row)
+            if each_step is not None:
+                each_step(run.step, run.loss)
             if run.step % plan.save_every == 0:
                 run.save()
                 saved = run.step
@@ -113,10 +130,16 @@ class _Run:
     """A training in progress: all that changes from step to step."""
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, mean: Average, folder: Path, identity: str
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        mean: Average,
+        folder: Path,
+        identity: str,
     ) -> None:
-        self.module, self.optimizer, self.mean, self.identity = module, optimizer, mean, identity
-        self.step, self.seconds = 0, 0.0
+        self.module, self.optimizer, self.scaler, self.mean, self.identity = module, optimizer, scaler, mean, identity
+        self.step, self.seconds, self.loss = 0, 0.0, math.nan
         self.log: list[dict[str, float]] = []
         self._state, self._log_file = folder / "state.pt", folder / "log.json"
         self._window: dict[str, list[float]] = {}
@@ -129,16 +152,17 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(plan.accumulate):
             values = loss_at(rng)
-            (values["loss"] / plan.accumulate).backward()
+            self.scaler.scale(values["loss"] / plan.accumulate).backward()
             for name, value in values.items():
                 self._window.setdefault(name, []).append(float(value.detach()))
-        if not math.isfinite(self._window["loss"][-1]):
-            raise ValueError(
-                f"The loss of step {self.step + 1} is not a finite number. Use a lower learning rate; the state of the "
-                "last save is kept."
-            )
-        nn.utils.clip_grad_norm_(list(_trained(self.module).values()), plan.clip)
-        self.optimizer.step()
+        self.loss = float(np.mean(self._window["loss"][-plan.accumulate :]))
+        self._check("loss", self.loss)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(list(_trained(self.module).values()), plan.clip)
+        if not self.scaler.is_enabled():
+            self._check("gradient", float(norm))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.mean.update(self.module, self.step)
         self.step += 1
         self.seconds += time.perf_counter() - began
@@ -149,8 +173,15 @@ class _Run:
         self._window = {}
         return self.log[-1]
 
+    def _check(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The {what} of step {self.step + 1} is not a finite number. Use a lower learning rate. The state "
+                "before this step is kept."
+            )
+
     def save(self) -> None:
-        state = {
+        state: dict[str, Any] = {
             "identity": self.identity,
             "module": {name: p.detach() for name, p in _trained(self.module).items()},
             "optimizer": self.optimizer.state_dict(),
@@ -158,12 +189,11 @@ class _Run:
             "step": self.step,
             "seconds": self.seconds,
         }
-        part = self._state.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self._state)
-        part = self._log_file.with_suffix(".part")
-        part.write_text(json.dumps(self.log, indent=1), encoding="utf-8")
-        part.replace(self._log_file)
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        replace_file(self._state, lambda part: torch.save(state, part))
+        log = json.dumps(self.log, indent=1)
+        replace_file(self._log_file, lambda part: part.write_text(log, encoding="utf-8"))
 
     def resume(self) -> None:
         if not self._state.exists():
@@ -179,10 +209,29 @@ class _Run:
                 parameter.copy_(state["module"][name])
                 self.mean.weights[name].copy_(state["mean"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
         self.step, self.seconds = state["step"], state["seconds"]
         if self._log_file.exists():
             rows = json.loads(self._log_file.read_text(encoding="utf-8"))
             self.log = [row for row in rows if row["step"] <= self.step]
+
+
+def replace_file(file: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a new file, and put it in the place of the old one when it is whole.
+
+    Raises:
+        OSError: It cannot be written, for instance because the disk is full. The old file is as it was.
+    """
+    part = file.with_suffix(".part")
+    try:
+        write(part)
+        part.replace(file)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(
+            f"{file} cannot be written: {error}. What was there before is kept. Make room on the disk and go on."
+        ) from error
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
