@@ -73,20 +73,23 @@ class Checkpoint:
             pictures.append(self._draw(prompts[part], *noise, model or self.model))
         return torch.cat(pictures)
 
-    def _draw(self, prompts: list[str], seed: int, numbers: list[int] | None, model: Any) -> torch.Tensor:
+    def encode(self, texts: list[str]) -> list[Any]:
+        """The prompts as one conditioning, a row for each."""
         import nodes
 
-        def encode(texts: list[str]) -> list[Any]:
-            encoded = [nodes.CLIPTextEncode().encode(self.clip, text)[0][0] for text in texts]
-            pooled = {"pooled_output": torch.cat([e[1]["pooled_output"] for e in encoded])}
-            return [[torch.cat([e[0] for e in encoded]), pooled]]
+        encoded = [nodes.CLIPTextEncode().encode(self.clip, text)[0][0] for text in texts]
+        pooled = {"pooled_output": torch.cat([e[1]["pooled_output"] for e in encoded])}
+        return [[torch.cat([e[0] for e in encoded]), pooled]]
+
+    def _draw(self, prompts: list[str], seed: int, numbers: list[int] | None, model: Any) -> torch.Tensor:
+        import nodes
 
         latent = {"samples": torch.zeros(len(prompts), 4, self.size // 8, self.size // 8)}
         if numbers is not None:
             latent["batch_index"] = numbers
-        negative = encode([""] * len(prompts))
+        negative = self.encode([""] * len(prompts))
         sampled = nodes.KSampler().sample(
-            model, seed, self.steps, self.cfg, "euler", "normal", encode(prompts), negative, latent
+            model, seed, self.steps, self.cfg, "euler", "normal", self.encode(prompts), negative, latent
         )[0]
         return self.vae.decode(sampled["samples"])
 
