@@ -248,7 +248,7 @@ class ShardWriter:
                 left.unlink()
         self._part.touch()
         self._journal = _read_journal(self._journal_file, self._part.stat().st_size)
-        _replace(self._journal_file, "".join(f"{json.dumps(line)}\n" for line in self._journal))
+        replace_file(self._journal_file, "".join(f"{json.dumps(line)}\n" for line in self._journal))
         self._file = open(self._part, "r+b")  # noqa: SIM115  closed on leaving
         self._file.truncate(self._end)
         self._file.seek(self._end)
@@ -302,7 +302,7 @@ class ShardWriter:
 
     def _write_manifest(self, manifest: Manifest) -> None:
         content = {"format": FORMAT, **asdict(manifest)}
-        _replace(self.folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False))
+        replace_file(self.folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _checked(folder: Path, wanted: Manifest) -> Manifest:
@@ -339,7 +339,7 @@ def _add_sample(tar: tarfile.TarFile, sample: EditSample) -> None:
         tar.addfile(info, io.BytesIO(data))
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_file(file: Path, text: str) -> None:
     """Write a file so that it is there complete or as it was before."""
     part = file.with_name(f"{file.name}.part")
     try:
