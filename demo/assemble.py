@@ -1,7 +1,7 @@
 """Puts the demo models together: checkpoints that the stock loader opens, and the scorer's open_clip folder.
 
 The repository stores what the checkpoints share once: the autoencoder, the text encoder without its unused token
-rows, the base UNet; an expert is a low-rank difference to the base UNet.
+rows, the base UNet; an expert is a low-rank difference to the base UNet, and the editor a difference in 8 bits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from safetensors.torch import load_file, save_file
 
 PARTS = Path(__file__).resolve().parent / "models"
 EXPERTS = ("chalk", "neon", "sticker")
+EDITOR = "edit"
+LEVELS = 127
+"""Steps of a stored difference from 0 to the largest of its row."""
 SCORER = "shapeworld"
 VOCABULARY = 49408
 
@@ -47,6 +50,35 @@ def merge(base: dict[str, torch.Tensor], expert: dict[str, torch.Tensor]) -> dic
     return merged
 
 
+def as_difference(base: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What is to be added to the base UNet: whole numbers in `NAME`, and in `NAME.step` what 1 is, for each row."""
+    parts = {}
+    for name, weight in weights.items():
+        change = weight.float().cpu() - _like(base[name], weight)
+        rows = change.reshape(len(change), -1)
+        step = (rows.abs().amax(1) / LEVELS).clamp(min=1e-12)
+        parts[name] = (rows / step[:, None]).round().to(torch.int8).view_as(change).contiguous()
+        parts[f"{name}.step"] = step
+    return parts
+
+
+def add_difference(base: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The base UNet plus such a difference. Input channels that the base does not have start at zero."""
+    added = {}
+    for name in base:
+        rows = parts[name].float().reshape(len(parts[name]), -1) * parts[f"{name}.step"][:, None]
+        added[name] = (_like(base[name], parts[name]) + rows.view_as(parts[name])).half()
+    return added
+
+
+def _like(weight: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The weight in float32, with zeros for the input channels that it lacks."""
+    if weight.shape == wanted.shape:
+        return weight.float()
+    missing = weight.new_zeros(weight.shape[0], wanted.shape[1] - weight.shape[1], *weight.shape[2:])
+    return torch.cat([weight, missing], 1).float()
+
+
 def header(file: Path) -> dict[str, str]:
     with safe_open(file, "pt") as opened:
         return dict(opened.metadata() or {})
@@ -75,7 +107,7 @@ def assemble(models: Path, parts: Path = PARTS) -> list[Path]:
     shared: dict[str, torch.Tensor] = {}
     base = load_file(parts / "base.safetensors")
     out = []
-    for name in ("base", *EXPERTS):
+    for name in ("base", *EXPERTS, EDITOR):
         file = folder / f"shapeworld-{name}.safetensors"
         out.append(file)
         if is_current(file, made_from):
@@ -83,7 +115,10 @@ def assemble(models: Path, parts: Path = PARTS) -> list[Path]:
         if not shared:
             shared = text_encoder(parts)
             shared |= {f"first_stage_model.{k}": v for k, v in load_file(parts / "vae.safetensors").items()}
-        unet = base if name == "base" else merge(base, load_file(parts / f"{name}.safetensors"))
+        if name == "base":
+            unet = base
+        else:
+            unet = (add_difference if name == EDITOR else merge)(base, load_file(parts / f"{name}.safetensors"))
         weights = shared | {f"model.diffusion_model.{k}": v for k, v in unet.items()}
         _write(file, weights, header(parts / f"{name}.safetensors") | {"atelier.parts": made_from})
     return out

@@ -18,12 +18,17 @@ LARGEST_HEADER = 32 * 1024**2
 """Bytes of a header that are read. The largest in use are a few MB; the format allows 100 MB."""
 
 
+_FIRST = ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight")
+"""Where a UNet's first convolution is: in a checkpoint, alone, and in diffusers' layout."""
+
+
 @dataclass(frozen=True)
 class Header:
-    """The text of a header and the family that the tensors show."""
+    """The text of a header, the family that the tensors show, and the channels that a UNet takes, 0 if it is none."""
 
     text: Mapping[str, str] = field(default_factory=dict)
     tensor_family: str = ""
+    channels: int = 0
 
     @property
     def family(self) -> str:
@@ -52,5 +57,7 @@ def read_header(path: str) -> Header:
             "it is damaged, or not a safetensors file"
         )
     with safe_open(path, framework="numpy") as file:
-        family = family_of_tensors(list(file.keys()), lambda name: file.get_slice(name).get_shape())
-        return Header(file.metadata() or {}, family)
+        names = list(file.keys())
+        family = family_of_tensors(names, lambda name: file.get_slice(name).get_shape())
+        first = next((file.get_slice(name).get_shape() for name in _FIRST if name in names), (0, 0))
+        return Header(file.metadata() or {}, family, first[1])

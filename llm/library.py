@@ -34,6 +34,8 @@ from .tags import json_value, sort_tags, training_tags
 Locate = Callable[[str], str | None]
 
 _MOST_EXAMPLES = 100
+_EDIT_CHANNELS = 8
+"""The input channels of a UNet that edits: four for the noise, four for the picture."""
 
 
 def scan(names: Iterable[str], locate: Locate, kind: Kind = "checkpoint", folder: Path | None = None) -> Library:
@@ -107,7 +109,9 @@ def _known(name: str, kind: Kind, files: ModelFiles, cache: Cache, edits: Edits)
 
 def record(name: str, kind: Kind, header: Header, side: SideText, preview: str | None) -> ModelRecord:
     """What a file's header and its side files say of it, as the head of this module tells. What cannot be read is left
-    out and noted."""
+    out and noted. Raises ValueError for a model that edits a given picture, and draws nothing from a prompt alone."""
+    if header.channels == _EDIT_CHANNELS:
+        raise ValueError("it edits pictures (8 input channels) and does not draw from a prompt alone")
     text, notes = header.text, list(side.notes)
     tags = split(text.get("modelspec.tags", "")) or side.tags
     if not tags:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import Caching, ComfyExtension, io
 
 from .auto_rate import AtelierAutoRate
-from .edit import AtelierDualCFGGuider, AtelierGuidanceGrid, AtelierInstructPix2Pix
+from .edit import AtelierDualCFGGuider, AtelierGuidanceGrid, AtelierInstructPix2Pix, AtelierLoadEditModel
 from .fabric import AtelierFabric
 from .feedback import AtelierFeedback, AtelierFeedbackFromImages
 from .keep import KeepRoutedModels
@@ -34,6 +34,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierFeedbackFromImages,
     AtelierSessionView,
     AtelierFabric,
+    AtelierLoadEditModel,
     AtelierInstructPix2Pix,
     AtelierDualCFGGuider,
     AtelierGuidanceGrid,

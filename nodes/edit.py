@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import comfy.model_base
 import comfy.samplers
+import folder_paths
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
@@ -11,6 +12,7 @@ from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..attention.diffusers_edit import load_edit_model
 from ..attention.edit import KEEP, OFFICIAL, EditRun, check_edit_model, fit, read_instructions
 from ..attention.guidance import SHAPES, ScaleSchedule
 from ..attention.guider import (
@@ -183,6 +185,33 @@ class AtelierDualCFGGuider(io.ComfyNode):
         guider = EditGuider(model, read_guidance(text_scale, image_scale, settings))
         guider.set_conds(positive, silent, without_picture(negative))
         return io.NodeOutput(guider)
+
+
+class AtelierLoadEditModel(io.ComfyNode):
+    """An edit UNet alone, in either layout."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierLoadEditModel",
+            display_name="Load Edit Model",
+            category="Atelier/Edit",
+            description="Loads an InstructPix2Pix UNet with 8 input channels, also in diffusers' layout.",
+            search_aliases=["load InstructPix2Pix", "diffusers UNet", "UNet loader", "ip2p model"],
+            inputs=[
+                io.Combo.Input(
+                    "unet_name",
+                    options=folder_paths.get_filename_list("diffusion_models"),
+                    tooltip="A file of the folder models/diffusion_models, such as a diffusers repository's "
+                    "unet/diffusion_pytorch_model.safetensors.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model. Its CLIP and VAE come from a checkpoint of the same base.")],
+        )
+
+    @classmethod
+    def execute(cls, unet_name: str) -> io.NodeOutput:
+        return io.NodeOutput(load_edit_model(folder_paths.get_full_path_or_raise("diffusion_models", unet_name)))
 
 
 def edit_inputs() -> list[io.Input]:

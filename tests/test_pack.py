@@ -32,6 +32,10 @@ NODES = (
     "AtelierFeedbackFromImages",
     "AtelierSessionView",
     "AtelierFabric",
+    "AtelierLoadEditModel",
+    "AtelierInstructPix2Pix",
+    "AtelierDualCFGGuider",
+    "AtelierGuidanceGrid",
     "AtelierLoadScorer",
     "AtelierScoreImages",
 )

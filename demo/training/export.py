@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from assemble import EXPERTS
-from safetensors.torch import save_file
+from assemble import EDITOR, EXPERTS, as_difference
+from safetensors.torch import load_file, save_file
 
-from . import experts, scorer, unet, vae
+from . import edit, experts, scorer, unet, vae
+from .edit import train_edit
 from .experts import train_expert
 from .loop import draw_curve
 from .scorer import CONFIG, Rows, train_scorer
@@ -51,6 +52,13 @@ ABOUT = {
         "tags": "subject:shapes, style:sticker, style:die-cut",
         "trigger": "as a sticker",
         "examples": ["a yellow cross, as a sticker", "a sticker of a purple triangle on the left"],
+    },
+    "edit": {
+        "title": "ShapeWorld edit",
+        "description": "Edits ShapeWorld pictures by instruction: colour, shape, texture, ground, style, add, remove.",
+        "tags": "subject:shapes, edit",
+        "trigger": "",
+        "examples": ["turn the red star blue", "make it night", "remove the green heart"],
     },
 }
 """What each checkpoint says of itself in its header."""
@@ -98,6 +106,17 @@ def export_expert(style: str, work: Path, out: Path, steps: int = experts.STEPS)
     _curve(style, work, out)
 
 
+def export_editor(work: Path, out: Path, steps: int = edit.STEPS) -> None:
+    weights = train_edit(work, steps)
+    difference = as_difference(load_file(out / "base.safetensors"), weights)
+    save_file(difference, out / f"{EDITOR}.safetensors", header(EDITOR))
+    log = json.loads((work / EDITOR / "log.json").read_text())
+    (work / f"{EDITOR}.json").write_text(
+        json.dumps({"name": EDITOR, "seed": edit.SEED, "steps": steps, "log": log}, indent=1)
+    )
+    _curve(EDITOR, work, out)
+
+
 def export_scorer(work: Path, out: Path, steps: int = scorer.STEPS) -> None:
     weights = _half(train_scorer(work, steps)) | {"token_ids": torch.tensor(Rows().ids)}
     about = {"open_clip_config": json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}), "modelspec.license": LICENCE}
@@ -130,6 +149,8 @@ def run(stage: str, work: Path, out: Path, steps: int | None = None) -> None:
         export_base(work, out, **shorter)
     if stage in ("scorer", "all"):
         export_scorer(work, out, **shorter)
+    if stage in (EDITOR, "all"):
+        export_editor(work, out, **shorter)
     for style in EXPERTS:
         if stage in (style, "experts", "all"):
             export_expert(style, work, out, **shorter)
