@@ -113,10 +113,10 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = plan.rate(run.step)
             row = run.advance(loss_at, plan)
-            if row is not None and progress is not None:
-                progress(run.step, row)
             if each_step is not None:
                 each_step(run.step, run.loss)
+            if row is not None and progress is not None:
+                progress(run.step, row)
             if run.step % plan.save_every == 0:
                 run.save()
                 saved = run.step
