@@ -64,7 +64,7 @@ _OPENINGS = _pattern(
     r"|second(?:ly)?|third(?:ly)?|afterwards|later|after (?:that|this)"
     r"|(?:can|could|would|will) (?:you|we)|(?:i['’]d|i would) (?:like|love) (?:you )?to(?! (?:see|have)\b)"
     r"|(?:i|we) (?:want|need) (?:you )?to(?! (?:see|have)\b)|let['’]s|(?:you|we) (?:should|can|could)|would you mind"
-    r"|(?:how|what) about|try to|go ahead and|it would be (?:nice|great) to)(?:, ?| )(?!(?:of|to)\b)",
+    r"|(?:how|what) about|try to|go ahead and|it would be (?:nice|great) to)(?:, ?| |\Z)(?!(?:of|to)\b)",
 )
 _CLOSING = _pattern(
     r"(?:,? (?:please|(?:will|would|could) you|thanks(?: a lot| in advance)?|thank you(?: very much)?|too|as well"
@@ -74,7 +74,7 @@ _COURTESY = _pattern(
     r"(?:please|thanks|thank you|cheers|hi|hello|hey|ok|okay)\b(?: (?:a lot|very much|so much|there|in advance))?\Z"
 )
 _STARTS = _pattern(rf"(?:(?P<prior>after|once)|(?P<held>before)) (?:(?={FORM})|{_NAME_OF_DOER}(?={FORM}|{VERB}))")
-_CARRIES = _pattern(rf"(?:, and|,| and) (?={DETERMINER} )")
+_CARRIES = _pattern(rf"(?:, and|,| and) (?=(?:{DETERMINER}|one|two|three|four|five|\d{{1,3}}) )")
 _EDGES = ",;:. "
 
 _WANTED = _pattern(

@@ -44,7 +44,7 @@ _RULES: tuple[tuple[Kind, str], ...] = (
     (
         "keep",
         r"(?:keep|keeping|leave(?! out)|leaving(?! out)|preserve|preserving|maintain|don['’]t|do not|never|avoid"
-        r"|without (?:changing|touching|altering))\b",
+        r"|change nothing|without (?:changing|touching|altering))\b",
     ),
     (
         "keep",

@@ -14,15 +14,15 @@ MARK = "[\U000f0000-\U0010fffd]"
 _CLEAR_LISTED = """
 add remove delete erase replace make turn convert transform change give put insert brighten darken recolor recolour
 sharpen increase decrease reduce enlarge shrink apply render restyle stylize rotate lighten soften colorize colourise
-colourize illuminate substitute decorate zoom move widen
+colourize illuminate substitute decorate zoom move widen swap
 """
 """Verbs that are hardly ever nouns: "and add birds" is an instruction, whatever follows."""
 
 _NOUNS_TOO_LISTED = """
 paint color colour light dress cover fill set show place cut draw blur crop frame age use mirror fix edit design clean
-close open lower raise shave dye tint wrap have take bring let keep leave preserve double triple switch swap exchange
+close open lower raise shave dye tint wrap have take bring let keep leave preserve double triple switch exchange
 shift freeze melt burn fade highlight write hide flip surround duplicate clone rearrange smooth tilt pan try include
-shorten lengthen position push pull slide multiply create trade swap illustrate
+shorten lengthen position push pull slide multiply create trade illustrate
 """
 """Verbs that may be nouns or adjectives: they count as verbs where an object or "up", "out" and the like follows."""
 
