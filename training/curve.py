@@ -49,7 +49,7 @@ def draw_curve(title: str, rows: Rows) -> Image.Image:
         x, y = points[-1]
         pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=COLOURS[name])
         label = f"{NAMES[name]}: {rows[-1][name]:.4f}"
-        pen.text((WIDTH - RIGHT, TOP + 18 * number), label, fill=COLOURS[name], font=font, anchor="ra")
+        pen.text((WIDTH - RIGHT, 8 + 18 * number), label, fill=COLOURS[name], font=font, anchor="ra")
     pen.text((WIDTH - RIGHT, HEIGHT - 6), "steps", fill=QUIET, font=font, anchor="rs")
     return picture
 
