@@ -6,6 +6,7 @@ from comfy_api.latest import Caching, ComfyExtension, io
 
 from .auto_rate import AtelierAutoRate
 from .edit import AtelierDualCFGGuider, AtelierGuidanceGrid, AtelierInstructPix2Pix, AtelierLoadEditModel
+from .edit_plan import AtelierEditPlan
 from .fabric import AtelierFabric
 from .feedback import AtelierFeedback, AtelierFeedbackFromImages
 from .keep import KeepRoutedModels
@@ -17,6 +18,7 @@ from .rating_routes import add_routes
 from .route import AtelierModelTreeRouter
 from .score import AtelierLoadScorer, AtelierScoreImages
 from .session_view import AtelierSessionView
+from .train_data import AtelierMakeEditDataset
 from .tree import AtelierBuildModelTree, AtelierModelTreeView
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -38,8 +40,10 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierInstructPix2Pix,
     AtelierDualCFGGuider,
     AtelierGuidanceGrid,
+    AtelierEditPlan,
     AtelierLoadScorer,
     AtelierScoreImages,
+    AtelierMakeEditDataset,
 )
 
 

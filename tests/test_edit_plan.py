@@ -14,7 +14,7 @@ from atelier.llm.edit_kinds import kind_of
 from atelier.llm.edit_plan import MAX_STEPS, EditPlan, LeftOut, plan_edit
 from atelier.llm.llm_parser import MAX_CHARACTERS
 from comfy_api_client import GraphError
-from edit_wishes import TUNED, Row
+from edit_wishes import HELD_OUT, TUNED, Row
 from growth import grows_linearly
 from scripted_llm import Said, Scripted, replying
 
@@ -34,6 +34,11 @@ def fits(row: Row) -> bool:
 @pytest.mark.parametrize("row", TUNED, ids=[row[0][:40] for row in TUNED])
 def test_rules_plan_the_wishes_that_they_were_made_with(row: Row) -> None:
     assert fits(row)
+
+
+def test_rules_plan_most_wishes_that_they_were_not_made_with() -> None:
+    """19 of 20 when it was first run: "Make the cake a pizza and the candles asparagus" stays one instruction."""
+    assert sum(fits(row) for row in HELD_OUT) >= 19
 
 
 ORDERED = [

@@ -36,8 +36,10 @@ NODES = (
     "AtelierInstructPix2Pix",
     "AtelierDualCFGGuider",
     "AtelierGuidanceGrid",
+    "AtelierEditPlan",
     "AtelierLoadScorer",
     "AtelierScoreImages",
+    "AtelierMakeEditDataset",
 )
 FRONTEND_ONLY = {"Note", "MarkdownNote"}
 WIDGETS = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
