@@ -18,6 +18,7 @@ from .rating_routes import add_routes
 from .route import AtelierModelTreeRouter
 from .score import AtelierLoadScorer, AtelierScoreImages
 from .session_view import AtelierSessionView
+from .train import AtelierTrainInstructPix2Pix
 from .train_data import AtelierMakeEditDataset
 from .tree import AtelierBuildModelTree, AtelierModelTreeView
 
@@ -44,6 +45,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierLoadScorer,
     AtelierScoreImages,
     AtelierMakeEditDataset,
+    AtelierTrainInstructPix2Pix,
 )
 
 

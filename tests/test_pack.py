@@ -40,6 +40,7 @@ NODES = (
     "AtelierLoadScorer",
     "AtelierScoreImages",
     "AtelierMakeEditDataset",
+    "AtelierTrainInstructPix2Pix",
 )
 FRONTEND_ONLY = {"Note", "MarkdownNote"}
 WIDGETS = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
