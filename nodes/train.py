@@ -39,7 +39,7 @@ class AtelierTrainInstructPix2Pix(io.ComfyNode):
             search_aliases=["instructpix2pix", "fine-tune", "finetune", "train edit model", "ip2p", "training"],
             inputs=[*_sources(), *_settings()],
             outputs=[
-                io.Model.Output("model", tooltip="The trained edit model, for Instruct Pix2Pix."),
+                io.Model.Output("model", tooltip="The trained edit model, for InstructPix2Pix Edit."),
                 io.String.Output("checkpoint", tooltip="The name under which Load Checkpoint has it."),
                 io.Image.Output("curve", tooltip="The loss over the steps, as a picture."),
             ],
