@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from _rounds import Session
 from _world import HOME, rendered
+from atelier.feedback.open_clip_model import OpenClip, open_model
 from shapeworld.oracle import look
 from shapeworld.scene import SHAPES, random_scene
 from shapeworld.trial import HELD_OUT
@@ -58,9 +59,13 @@ def with_target(number: int, embed: Embed) -> Session:
 
 
 @functools.cache
-def embedder() -> Embed:
+def clip() -> OpenClip:
     """The demo's small CLIP."""
     from assemble import assemble_scorer
-    from atelier.feedback.open_clip_model import open_model
 
-    return open_model(assemble_scorer(HOME / "base" / "models"), lambda model: lambda: model).encode_images
+    return open_model(assemble_scorer(HOME / "base" / "models"), lambda model: lambda: model)
+
+
+def embedder() -> Embed:
+    """Pictures to their embeddings by the demo's small CLIP."""
+    return clip().encode_images

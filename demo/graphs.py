@@ -13,12 +13,21 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from edit_graphs import DEMO_EDITOR, EDIT_TEMPLATES, USER_EDITOR
+from graph_parts import NOTE, Graph
+from graph_parts import node as _node
+from graph_parts import note as _note
+
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 USER_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 DEMO_CHECKPOINT = "shapeworld-base.safetensors"
 USER_SCORER, DEMO_SCORER = "ViT-L-14", "shapeworld"
-DEMO_SIZE, DEMO_CFG = 128, 4.0
-NOTE = "MarkdownNote"
+DEMO_FILES = {USER_CHECKPOINT: DEMO_CHECKPOINT, USER_EDITOR: DEMO_EDITOR}
+DEMO_VALUES = {
+    "width": 128, "height": 128, "cfg": 4.0, "clip_model": DEMO_SCORER, "resolution": 128, "text_scale": 4.0,
+    "image_scale": 1.2,
+}  # fmt: skip
+"""What the demo models need in the place of a template's values."""
 SIZES = {
     "AtelierModelTreeView": (520, 480),
     "AtelierRateImages": (440, 640),
@@ -33,8 +42,6 @@ SIZES = {
 
 WISH = "I want a picture of a shiny red star above a blue square, drawn in chalk"
 
-Graph = dict[str, dict[str, Any]]
-
 
 def load(name: str) -> Graph:
     """The API form of a template."""
@@ -42,17 +49,18 @@ def load(name: str) -> Graph:
 
 
 def for_demo(graph: Graph, **changes: Any) -> Graph:
-    """A copy of a template that runs on the demo checkpoints: their size, name and guidance, and one value for each
-    input named in `changes`, wherever it stands as a widget. Raises KeyError when no node has such an input."""
+    """A copy of a template that runs on the demo checkpoints: their files and values, and one value for each input
+    named in `changes`, wherever it stands as a widget. Raises KeyError when no node has such an input."""
     graph = copy.deepcopy(graph)
     unused = set(changes)
-    demo = {"width": DEMO_SIZE, "height": DEMO_SIZE, "cfg": DEMO_CFG}
-    changes = demo | {"ckpt_name": DEMO_CHECKPOINT, "clip_model": DEMO_SCORER} | changes
     for node in graph.values():
-        for name in changes.keys() & node["inputs"].keys():
-            if not isinstance(node["inputs"][name], list):
-                node["inputs"][name] = changes[name]
+        inputs = node["inputs"]
+        for name in (DEMO_VALUES | changes).keys() & inputs.keys():
+            if not isinstance(inputs[name], list):
+                inputs[name] = changes.get(name, DEMO_VALUES.get(name))
                 unused.discard(name)
+        if "ckpt_name" in inputs and "ckpt_name" not in changes:
+            inputs["ckpt_name"] = DEMO_FILES.get(inputs["ckpt_name"], inputs["ckpt_name"])
     if unused:
         raise KeyError(f"no node has the input {', '.join(sorted(unused))}")
     return graph
@@ -61,15 +69,6 @@ def for_demo(graph: Graph, **changes: Any) -> Graph:
 def node_of(graph: Graph, title: str) -> str:
     """The id of the node with this title."""
     return next(key for key, node in graph.items() if node["_meta"]["title"] == title)
-
-
-def _node(kind: str, title: str, place: tuple[int, int], **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}, "place": place}
-
-
-def _note(text: str, place: tuple[int, int]) -> dict[str, Any]:
-    """A text on the canvas; the API form has none."""
-    return _node(NOTE, "How to use", place, text=text)
 
 
 def _sampler(model: list[Any], seed: int | list[Any], place: tuple[int, int], number: str = "") -> dict[str, Any]:
@@ -296,6 +295,7 @@ TEMPLATES = {
     "auto_rate": _auto_rate,
     "best_of_n": _best_of_n,
     "session_view": _session_view,
+    **EDIT_TEMPLATES,
 }
 
 

@@ -1,0 +1,81 @@
+"""Edits of held-out ShapeWorld pictures by the demo's editor, and what the oracle makes of them.
+
+Import this after `_world.start_host()` and `_world.pack()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from _world import BATCH, STEPS, Checkpoint
+from atelier.attention.edit import EditRun
+from atelier.attention.guidance import ScaleSchedule
+from atelier.attention.guider import EditGuidance
+from shapeworld.edit_trial import EditTrial, judge
+from torch import Tensor
+
+SEED = 1
+TEXT, PICTURE = 4.0, 1.2
+"""Scales for the demo's editor, chosen on trials of another part."""
+
+
+def guidance(text: float = TEXT, picture: float = PICTURE, **intervals: float) -> EditGuidance:
+    """The two scales, each in its interval."""
+    return EditGuidance(
+        ScaleSchedule(text, intervals.get("text_start", 0.0), intervals.get("text_end", 1.0)),
+        ScaleSchedule(picture, intervals.get("image_start", 0.0), intervals.get("image_end", 1.0)),
+    )
+
+
+def pictures_of(trials: Sequence[EditTrial]) -> Tensor:
+    """The pictures to edit, [N, 128, 128, 3] in 0..1."""
+    return torch.from_numpy(np.stack([np.asarray(trial.picture) for trial in trials])).float() / 255
+
+
+def edited(checkpoint: Checkpoint, trials: Sequence[EditTrial], how: EditGuidance, steps: int = STEPS) -> Tensor:
+    """The edited pictures [N, 128, 128, 3]. A picture's noise depends on its place alone."""
+    pictures, made = pictures_of(trials), []
+    run = EditRun(checkpoint.model, checkpoint.clip, how, steps=steps)
+    for start in range(0, len(trials), BATCH):
+        latents = checkpoint.vae.encode(pictures[start : start + BATCH])
+        told = [trial.instruction for trial in trials[start : start + BATCH]]
+        made.append(checkpoint.vae.decode(run.apply(latents, told, SEED + start)))
+    return torch.cat(made)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the oracle says: for each trial, whether the edit was done and which untouched things were kept."""
+
+    done: list[bool]
+    kept: list[list[bool]]
+
+    @property
+    def rest(self) -> list[bool]:
+        """Each untouched thing of all trials."""
+        return [one for things in self.kept for one in things]
+
+    @property
+    def scores(self) -> list[float]:
+        """For each trial the mean of the edit, done or not, and the share of what was kept."""
+        return [
+            (float(done) + float(np.mean(things))) / 2 if things else float(done)
+            for done, things in zip(self.done, self.kept, strict=True)
+        ]
+
+
+def judged(trials: Sequence[EditTrial], pictures: Tensor) -> Judged:
+    found = [judge(trial, picture) for trial, picture in zip(trials, pictures.numpy(), strict=True)]
+    return Judged([done for done, _ in found], [kept for _, kept in found])
+
+
+def area(points: Sequence[tuple[float, float]]) -> float:
+    """The part of the unit square that lies below and left of a point: how much a method offers of both."""
+    total, top = 0.0, 0.0
+    for x, y in sorted(points, reverse=True):
+        if y > top:
+            total, top = total + max(x, 0.0) * (y - top), y
+    return total
