@@ -17,6 +17,9 @@ from ..feedback.scorers import TextImageEncoder
 from ..llm.words import without_syntax
 from .edit_triplets import Triplet
 
+UNCHANGED = 0.999
+"""Pictures with a cosine above this are the same to CLIP, and the direction of so small a change is chance. The paper
+has no such bound, and keeps pairs in which nothing happens."""
 NOT_THE_BEST = "not_the_best"
 """Why a pair that passed is dropped: enough others are better."""
 
@@ -40,9 +43,11 @@ class Thresholds:
     directional: float = 0.2
 
     def failed(self, pair: Similarities) -> str | None:
-        """The name of the first threshold that a pair does not reach; a cosine that is no number reaches none."""
+        """The first reason to drop a pair, None if there is none. A cosine that is no number reaches no threshold."""
         if not pair.image_image >= self.image_image:
             return "image_image"
+        if pair.image_image > UNCHANGED:
+            return "unchanged"
         if not (pair.text_before >= self.image_text and pair.text_after >= self.image_text):
             return "image_text"
         return None if pair.directional >= self.directional else "directional"

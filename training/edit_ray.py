@@ -75,11 +75,12 @@ def _actor(ray: Any, make_task: Callable[[], Task], workers: int, packages: Sequ
     pickle.register_pickle_by_value(this)  # a worker cannot import the pack before `Worker` has told it how
     try:
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
-        kind = ray.remote(max_restarts=-1, max_task_retries=RETRIES, num_cpus=1, num_gpus=gpus)(Worker)
-        roots = dict.fromkeys([__name__.removesuffix(".training.edit_ray"), *packages])
-        places = {name: sys.modules[name].__file__ for name in roots}
+        kind = ray.remote(max_restarts=-1, max_task_retries=RETRIES, num_cpus=0, num_gpus=gpus)(Worker)
+        pack = __name__.removesuffix(".training.edit_ray")
+        places = {name: sys.modules[name].__file__ for name in packages if name != pack}
         host = [place for place in sys.path if (Path(place) / "comfy" / "sd.py").is_file()]
-        return kind.remote(host, places, _on_cpu(), pickle.dumps(make_task))
+        home = (pack, str(Path(__file__).parents[1]))
+        return kind.remote(host, home, places, _on_cpu(), pickle.dumps(make_task))
     finally:
         pickle.unregister_pickle_by_value(this)
 
@@ -122,16 +123,22 @@ def _result(ray: Any, number: int, actor: Any, promise: Any, check: Callable[[],
 class Worker:
     """A process that draws. It is pickled with this module, so it imports the pack only when it knows where it is."""
 
-    def __init__(self, host: Sequence[str], packages: dict[str, str], cpu: bool, make_task: bytes) -> None:
+    def __init__(
+        self, host: Sequence[str], pack: tuple[str, str], packages: dict[str, str], cpu: bool, make_task: bytes
+    ) -> None:
         import importlib.util
         import pickle
         import sys
+        import types
         from pathlib import Path
 
         sys.path[:0] = [place for place in host if place not in sys.path]
         from comfy.cli_args import args
 
         args.cpu = cpu
+        name, folder = pack
+        sys.modules[name] = types.ModuleType(name)  # without its nodes, which nobody needs here
+        sys.modules[name].__path__ = [folder]
         for name, file in packages.items():
             spec = importlib.util.spec_from_file_location(
                 name, file, submodule_search_locations=[str(Path(file).parent)]

@@ -186,8 +186,7 @@ class ShardWriter:
                 raise EditDataError(f"{folder} holds shards and no {MANIFEST}. Choose another name.")
             else:
                 self._write_manifest(self.manifest)
-            if not self.manifest.complete:
-                self._resume()
+            self._resume()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -240,12 +239,14 @@ class ShardWriter:
         return self.folder / f"{self._name}.journal"
 
     def _resume(self) -> None:
-        """Open the shard at hand behind its last whole triplet, and drop what stands there."""
+        """Open the shard at hand behind its last whole triplet, and drop what else was left behind."""
         if (self.folder / self._name).exists():  # it got its name, and the run was killed before the manifest knew
             (self.folder / self._name).replace(self._part)
         for left in [*self.folder.glob("*.part"), *self.folder.glob("*.journal")]:
-            if left not in (self._part, self._journal_file):
+            if left not in (self._part, self._journal_file) or self.manifest.complete:
                 left.unlink()
+        if self.manifest.complete:
+            return
         self._part.touch()
         self._journal = _read_journal(self._journal_file, self._part.stat().st_size)
         replace_file(self._journal_file, "".join(f"{json.dumps(line)}\n" for line in self._journal))
@@ -297,8 +298,7 @@ class ShardWriter:
         self.manifest, self._journal = now, []
         part.unlink(missing_ok=True)
         journal.unlink()
-        if not now.complete:
-            self._resume()
+        self._resume()
 
     def _write_manifest(self, manifest: Manifest) -> None:
         content = {"format": FORMAT, **asdict(manifest)}
