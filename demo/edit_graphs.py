@@ -6,6 +6,7 @@ from typing import Any
 
 from graph_parts import Graph, node, note
 
+USER_CHECKPOINT, USER_SCORER = "v1-5-pruned-emaonly-fp16.safetensors", "ViT-L-14"
 USER_EDITOR, DEMO_EDITOR = "instruct-pix2pix-00-22000.safetensors", "shapeworld-edit.safetensors"
 
 HOW_TO_EDIT = """Choose an InstructPix2Pix checkpoint and a picture, and say what to change, as an order.
@@ -114,9 +115,42 @@ def _guidance_grid() -> Graph:
     return graph | {"note": note(HOW_TO_COMPARE, (0, 560))}
 
 
+HOW_TO_TRAIN = """From a text-to-image checkpoint to one that edits. Write captions, one for each line.
+
+1. **Make data** invents edits, draws each pair of pictures by Prompt-to-Prompt and keeps those that the scorer finds
+good. It goes on where it was cut off. For a real training make thousands of pairs, best with an LLM linked.
+2. **Train** widens the model and trains it on the pairs. It goes on too; queue it again with the same settings.
+
+The trained checkpoint is in the output folder. Put it into `models/checkpoints` to use it."""
+
+
+def _train_editor() -> Graph:
+    parts = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2]}
+    return {
+        "checkpoint": node("CheckpointLoaderSimple", "Checkpoint", (0, 0), ckpt_name=USER_CHECKPOINT),
+        "scorer": node(
+            "AtelierLoadScorer", "Scorer", (0, 180), scorer="relevance to the prompt", clip_model=USER_SCORER
+        ),
+        "data": node(
+            "AtelierMakeEditDataset", "Make data", (440, 0), **parts, scorer=["scorer", 0],
+            captions="a red circle, on a white background\na blue star, on a sand background", samples_per_edit=8,
+            keep=4, steps=20, cfg=7.5, size=512, seed=1, name="edits",
+        ),
+        "report": node("PreviewAny", "What was made", (440, 620), source=["data", 2]),
+        "pairs": node("SaveImage", "Pairs", (880, 620), images=["data", 1], filename_prefix="Atelier_pairs"),
+        "train": node(
+            "AtelierTrainInstructPix2Pix", "Train", (880, 0), **parts, dataset=["data", 0], name="my_edit_model",
+            steps=2000, batch_size=4, accumulate=4, learning_rate=5e-5, seed=1,
+        ),
+        "curve": node("SaveImage", "Curve", (1340, 0), images=["train", 2], filename_prefix="Atelier_curve"),
+        "note": note(HOW_TO_TRAIN, (0, 420)),
+    }  # fmt: skip
+
+
 EDIT_TEMPLATES = {
     "edit_by_instruction": _edit_by_instruction,
     "edit_with_mask": _edit_with_mask,
     "edit_in_steps": _edit_in_steps,
     "guidance_grid": _guidance_grid,
+    "train_editor": _train_editor,
 }

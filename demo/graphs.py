@@ -13,21 +13,28 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from edit_graphs import DEMO_EDITOR, EDIT_TEMPLATES, USER_EDITOR
+from edit_graphs import DEMO_EDITOR, EDIT_TEMPLATES, USER_CHECKPOINT, USER_EDITOR, USER_SCORER
 from graph_parts import NOTE, Graph
 from graph_parts import node as _node
 from graph_parts import note as _note
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-USER_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 DEMO_CHECKPOINT = "shapeworld-base.safetensors"
-USER_SCORER, DEMO_SCORER = "ViT-L-14", "shapeworld"
+DEMO_SCORER = "shapeworld"
 DEMO_FILES = {USER_CHECKPOINT: DEMO_CHECKPOINT, USER_EDITOR: DEMO_EDITOR}
 DEMO_VALUES = {
     "width": 128, "height": 128, "cfg": 4.0, "clip_model": DEMO_SCORER, "resolution": 128, "text_scale": 4.0,
     "image_scale": 1.2,
 }  # fmt: skip
 """What the demo models need in the place of a template's values."""
+DEMO_NODES: dict[str, dict[str, Any]] = {
+    "AtelierMakeEditDataset": {
+        "size": 128, "steps": 8, "samples_per_edit": 4, "min_image_similarity": -1.0, "min_text_similarity": -1.0,
+        "min_direction": -1.0,
+    },
+    "AtelierTrainInstructPix2Pix": {"steps": 3, "batch_size": 2, "accumulate": 1},
+}  # fmt: skip
+"""The same for single nodes: enough to see that they run."""
 SIZES = {
     "AtelierModelTreeView": (520, 480),
     "AtelierRateImages": (440, 640),
@@ -59,6 +66,8 @@ def for_demo(graph: Graph, **changes: Any) -> Graph:
             if not isinstance(inputs[name], list):
                 inputs[name] = changes.get(name, DEMO_VALUES.get(name))
                 unused.discard(name)
+        for name, value in DEMO_NODES.get(node["class_type"], {}).items():
+            inputs[name] = changes.get(name, value)
         if "ckpt_name" in inputs and "ckpt_name" not in changes:
             inputs["ckpt_name"] = DEMO_FILES.get(inputs["ckpt_name"], inputs["ckpt_name"])
     if unused:
