@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import math
 import resource
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_sampling
-import comfy.sd
 import comfy.supported_models
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from atelier.nodes.train import check_free, places
 from atelier.training.curve import draw_curve, draw_progress
-from atelier.training.edit_shards import EditSample
+from atelier.training.edit_shards import Drawn, EditSample, ShardWriter
 from atelier.training.host_edit import EditRun, Watch, encode_instructions, encode_pictures, train_edits
 from atelier.training.host_unet import edit_unet, open_edit_checkpoint, opens_alike
 from atelier.training.instruct_pix2pix import FIRST, EditLatents, dropped, edit_loss
 from atelier.training.loop import Plan, train
+from comfy_api_client import ComfyClient, GraphError
+from shapeworld.edit import apply_edit, random_edit, write_edit
+from shapeworld.render import render
+from shapeworld.scene import random_scene
 from small_unets import (
     SMALL_UNET,
     TEXT_TOKENS,
@@ -36,6 +40,7 @@ from small_unets import (
     sdxl,
 )
 from torch import Tensor, nn
+
 
 # --- the loop ----------------------------------------------------------------------------------------------
 
@@ -667,9 +672,9 @@ def test_an_interrupted_training_goes_on_when_it_is_queued_again(server: ComfyCl
     ("changes", "says"),
     [
         ({"dataset": ""}, "There is no data set"),
-        ({"dataset": "nothing here"}, "There is no data set in .*nothing here"),
+        ({"dataset": "nothing here"}, r"There is no data set in .*nothing here"),
         ({"name": "../away"}, "is no name for a checkpoint"),
-        ({"name": "shapeworld-base"}, "There is a checkpoint shapeworld-base.safetensors already"),
+        ({"name": "shapeworld-base"}, r"There is a checkpoint shapeworld-base\.safetensors already"),
         ({"steps": 0}, "steps"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"precision": "int8"}, "precision"),
