@@ -41,7 +41,6 @@ from small_unets import (
 )
 from torch import Tensor, nn
 
-
 # --- the loop ----------------------------------------------------------------------------------------------
 
 START = {"weight": torch.tensor([[0.5, -0.25, 0.75]]), "bias": torch.tensor([0.125])}
