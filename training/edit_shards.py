@@ -222,8 +222,8 @@ class ShardWriter:
                 file.unlink(missing_ok=True)
             self._journal = []
             raise EditDataError(
-                f"The disk of {self.folder} is full. Its {len(self.manifest.shards)} complete shards are kept, the "
-                "half one was removed. Make room and queue again: the run goes on behind the last complete shard."
+                f"The disk of {self.folder} is full. Complete shards are kept ({len(self.manifest.shards)}), the half "
+                "one was removed. Make room and queue again: the run goes on behind the last complete shard."
             ) from error
 
     @property

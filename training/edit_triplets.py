@@ -208,7 +208,6 @@ MATERIALS = {
     "stone": "stone",
     "steel": "steel",
     "paper": "paper",
-    "ice": "ice",
 }
 """A material as it stands before a thing, and what the thing is made out of."""
 TIMES = {
@@ -257,9 +256,13 @@ def _swap(caption: str, table: Mapping[str, str], instruction: str, rng: np.rand
     """The first word of the table that stands before a thing becomes another one."""
     for match in re.finditer(rf"\b({'|'.join(table)}) ([^\W\d_]+)\b", caption, re.IGNORECASE):
         old, thing = match[1].lower(), match[2]
-        if thing.lower() in _NO_THING or thing.lower() in table:
-            continue
-        new = str(rng.choice([word for word in table if word != old]))
+        last = folded_words(caption[: match.start()])[-1:]
+        if {thing.lower(), *last} & table.keys() or thing.lower() in _NO_THING or last in (["and"], ["or"]):
+            continue  # two words of the table that belong together: "red and white", "blue green"
+        others = [word for word in table if word not in folded_words(caption)]
+        if not others:
+            return None
+        new = str(rng.choice(others))
         said = instruction.format(old=old, thing=thing, new=table[new])
         before = caption[: match.start()]
         article = re.search(r"\b(an?) \Z", before, re.IGNORECASE)
