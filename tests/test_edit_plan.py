@@ -46,6 +46,7 @@ ORDERED = [
     ("make it night. Before that, remove the sign.", ["remove the sign", "make it night"]),
     ("before you make it night, remove the sign", ["remove the sign", "make it night"]),
     ("turn the car red first, then remove the sign", ["turn the car red", "remove the sign"]),
+    ("make it night and turn the car red first", ["turn the car red", "make it night"]),
     ("make it night, but first remove the sign and add fog", ["remove the sign", "add fog", "make it night"]),
     ("add a bridge, finally make it a painting, please", ["add a bridge", "make it a painting"]),
     ("make it night once you've removed the sign", ["remove the sign", "make it night"]),
