@@ -283,8 +283,8 @@ def test_shared_and_swapped_and_new_words() -> None:
         [0, 0, 0, 1],
     ], "two words in the place of one have its map each"
     assert align_tokens([start, big, red, star], [start, blue, star])[:, 1].tolist() == [0, 0.5, 0.5, 0]
-    same = align_tokens([start, *[end] * 200], [start, *[end] * 200])
-    assert torch.equal(same, torch.eye(201)), "padding is no junk"
+    padded = align_tokens([red, *[end] * 200], [big, blue, *[end] * 200])
+    assert torch.equal(padded[1:, 2:], torch.eye(200)), "padding is no junk"
 
 
 def test_words_of_a_text_encoder() -> None:
@@ -363,6 +363,22 @@ def test_a_replaced_self_attention_does_not_change_the_next_attention(model: Pat
     for stage, block in (("input", 1), ("input", 3), ("middle", 0), *(("output", i) for i in range(6))):
         other.set_model_attn1_replace(lambda q, k, v, options: v, stage, block)
     assert torch.equal(torch.cat(draw(apply_prompt_to_prompt(other, 1.0))), torch.cat(draw(other)))
+
+
+def test_attentions_of_other_patches_are_left_alone(model: Patcher) -> None:
+    """Those between a block's own two attentions, and after them."""
+    found: list[bool] = []
+
+    def attend(x: Tensor, options: dict[str, Any]) -> Tensor:
+        own = host_attention.optimized_attention(x, x, x, 2, transformer_options=options)
+        found.append(torch.equal(own, host_attention.optimized_attention(x, x, x, 2)))
+        return x
+
+    patched = apply_prompt_to_prompt(model, 1.0, [moved(WORDS)])
+    patched.set_model_patch(attend, "middle_patch")
+    patched.set_model_attn2_output_patch(attend)
+    draw(patched)
+    assert found and all(found)
 
 
 def test_with_feedback(model: Patcher) -> None:
