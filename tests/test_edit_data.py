@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -240,17 +241,20 @@ def write(folder: Path, triplets: int = 12) -> Manifest:
         return writer.manifest
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+def content(folder: Path) -> dict[str, str]:
+    """The names of the files, and their digests."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of few samples, and no waiting for the disk."""
     monkeypatch.setattr(edit_shards, "SHARD_SAMPLES", 5)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture
-def whole(small_shards: None, tmp_path: Path) -> dict[str, bytes]:
+def whole(small_shards: None, tmp_path: Path) -> dict[str, str]:
     """The files of a data set that nothing interrupted."""
     write(tmp_path / "whole")
     return content(tmp_path / "whole")
@@ -289,9 +293,7 @@ def test_the_webdataset_library_reads_it(small_shards: None, tmp_path: Path) -> 
         assert np.array_equal(one["source.png"], other.before) and np.array_equal(one["target.png"], other.after)
 
 
-def test_a_run_killed_anywhere_goes_on(
-    whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_killed_anywhere_goes_on(whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each state that the folder was ever in, between any two changes of a file, is a place to go on from."""
     folder, states = tmp_path / "data", []
 
@@ -301,7 +303,7 @@ def test_a_run_killed_anywhere_goes_on(
         def watched(*args: Any, **kwargs: Any) -> Any:
             result = real(*args, **kwargs)
             if folder.exists() and len(states) < 1000:
-                state = content(folder)
+                state = {file.name: file.read_bytes() for file in folder.iterdir()}
                 states.extend([state] if not states or states[-1] != state else [])
             return result
 
@@ -312,6 +314,7 @@ def test_a_run_killed_anywhere_goes_on(
     write(folder)
     monkeypatch.undo()
     monkeypatch.setattr(edit_shards, "SHARD_SAMPLES", 5)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
     assert content(folder) == whole and len(states) > 60
     for number, state in enumerate(states):
         place = tmp_path / "again"
@@ -323,7 +326,7 @@ def test_a_run_killed_anywhere_goes_on(
         assert content(place) == whole, f"state {number}: {sorted(state)}"
 
 
-def test_a_cut_journal_or_shard_costs_no_sample(whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_cut_journal_or_shard_costs_no_sample(whole: dict[str, str], tmp_path: Path) -> None:
     """After a power loss the end of a file may be gone, or be longer than what was written."""
     damages = [(end, cut, b"") for end in (".part", ".journal") for cut in (1, 7, 10_000)]
     damages += [(".part", 0, b"\0" * 700), (".part", 0, b"torn"), (".journal", 0, b'{"byt'), (".journal", 9, b"torn")]
@@ -374,7 +377,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
             act()
 
 
-def test_another_data_set_is_neither_mixed_in_nor_written_over(whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_another_data_set_is_neither_mixed_in_nor_written_over(whole: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "whole"
     with pytest.raises(EditDataError, match=r"other settings \(cfg, steps\)"):
         ShardWriter(folder, SETTINGS | {"steps": 4, "cfg": 7}, 12)
@@ -386,7 +389,7 @@ def test_another_data_set_is_neither_mixed_in_nor_written_over(whole: dict[str, 
         ShardWriter(folder, SETTINGS, 12)
 
 
-def test_a_full_disk_keeps_the_complete_shards(whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_complete_shards(whole: dict[str, str], tmp_path: Path) -> None:
     """The limit of a file's size stands for the disk's: the system refuses the write in the middle of a shard."""
     folder, soft = tmp_path / "data", resource.getrlimit(resource.RLIMIT_FSIZE)
     with ShardWriter(folder, SETTINGS, 12) as writer:
