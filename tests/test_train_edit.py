@@ -122,13 +122,13 @@ def test_two_batches_of_one_teach_the_same_as_one_of_two(tmp_path: Path) -> None
 
 def test_the_average_is_the_exponential_one(tmp_path: Path) -> None:
     module, seen = small(), []
-    plan = Plan(30, 1e-2, warmup=1, average=0.6)
+    plan = Plan(8, 1e-2, warmup=1, average=0.4)
     result = train(
         module, squares(module), plan, tmp_path, each_step=lambda *_: seen.append(module.weight.detach().clone())
     )
     mean = START["weight"].double()
     for step, weight in enumerate(seen):
-        decay = min(0.6, (1 + step) / (10 + step))
+        decay = min(0.4, (1 + step) / (10 + step))
         mean = decay * mean + (1 - decay) * weight
     assert torch.allclose(result["weight"].double(), mean, atol=1e-6)
     assert not torch.allclose(mean, seen[-1].double(), atol=1e-4)
