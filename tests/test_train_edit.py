@@ -647,17 +647,17 @@ def test_a_model_is_trained_and_the_stock_loader_opens_it(server: ComfyClient, d
 
 
 def test_an_interrupted_training_goes_on_when_it_is_queued_again(server: ComfyClient, dataset: str) -> None:
-    seen, errors = [], []
+    seen, stops = [], []
     folder = server.base / "output" / "atelier_training" / "long one"
 
     def stop(step: Any) -> None:
-        if step.value == 3 and step.total == 500:
-            threading.Thread(target=server.post, args=("/interrupt", {})).start()
+        if step.value >= 3 and not stops:  # the host leaves some steps out
+            stops.append(threading.Thread(target=server.post, args=("/interrupt", {})))
+            stops[0].start()
 
-    try:
+    with pytest.raises(GraphError, match="was interrupted"):
         server.queue(graph(dataset, "long one", steps=500), on_progress=stop)
-    except GraphError as error:
-        errors.append(str(error))
+    stops[0].join()
     reached = state_of(folder)["step"]
     assert 3 <= reached < 500
     assert not (server.base / "output" / "checkpoints" / "long one.safetensors").exists()
