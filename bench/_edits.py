@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import comfy.utils
 import numpy as np
 import torch
 from _world import BATCH, STEPS, Checkpoint
-from atelier.attention.edit import EditRun
+from atelier.attention.edit import OFFICIAL, EditRun, fit
 from atelier.attention.guidance import ScaleSchedule
 from atelier.attention.guider import EditGuidance
 from shapeworld.edit_trial import EditTrial, judge
 from torch import Tensor
 
 SEED = 1
+SIDE = 128
 TEXT, PICTURE = 4.0, 1.2
 """Scales for the demo's editor, chosen on trials of another part."""
 
@@ -35,15 +37,24 @@ def pictures_of(trials: Sequence[EditTrial]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(trial.picture) for trial in trials])).float() / 255
 
 
-def edited(checkpoint: Checkpoint, trials: Sequence[EditTrial], how: EditGuidance, steps: int = STEPS) -> Tensor:
-    """The edited pictures [N, 128, 128, 3]. A picture's noise depends on its place alone."""
+def edited(
+    checkpoint: Checkpoint, trials: Sequence[EditTrial], how: EditGuidance, steps: int = STEPS, side: int = SIDE
+) -> Tensor:
+    """The edited pictures [N, 128, 128, 3], worked on at `side` px. A picture's noise depends on its place alone."""
     pictures, made = pictures_of(trials), []
     run = EditRun(checkpoint.model, checkpoint.clip, how, steps=steps)
     for start in range(0, len(trials), BATCH):
-        latents = checkpoint.vae.encode(pictures[start : start + BATCH])
+        latents = checkpoint.vae.encode(fit(pictures[start : start + BATCH], OFFICIAL, side, 8))
         told = [trial.instruction for trial in trials[start : start + BATCH]]
-        made.append(checkpoint.vae.decode(run.apply(latents, told, SEED + start)))
+        made.append(shrunk(checkpoint.vae.decode(run.apply(latents, told, SEED + start)), pictures.shape[1]))
     return torch.cat(made)
+
+
+def shrunk(pictures: Tensor, side: int) -> Tensor:
+    """Pictures [N, H, W, 3] at `side` px."""
+    if pictures.shape[1] == side:
+        return pictures
+    return comfy.utils.common_upscale(pictures.movedim(-1, 1), side, side, "lanczos", "disabled").movedim(1, -1)
 
 
 @dataclass(frozen=True)

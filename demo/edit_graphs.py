@@ -28,7 +28,7 @@ def _edit(place: tuple[int, int], instruction: Any, **more: Any) -> dict[str, An
     return node(
         "AtelierInstructPix2Pix", "Edit", place, model=["checkpoint", 0], clip=["checkpoint", 1],
         vae=["checkpoint", 2], image=["image", 0], instruction=instruction, seed=1, steps=20, text_scale=7.5,
-        image_scale=1.5, **more,
+        image_scale=1.5, resolution=512, **more,
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def _guidance_grid() -> Graph:
     graph = _start() | {
         "grid": node(
             "AtelierGuidanceGrid", "Grid", (440, 0), **common, instruction="make it night", seed=1, steps=20,
-            text_scales="2.5, 5, 7.5, 10", image_scales="1, 1.25, 1.5, 2",
+            text_scales="2.5, 5, 7.5, 10", image_scales="1, 1.25, 1.5, 2", resolution=512,
         ),
         "sheet": node("PreviewImage", "One edit at many scales", (880, 0), images=["grid", 0]),
         "positive": node("CLIPTextEncode", "Instruction", (440, 620), text="make it night", clip=["checkpoint", 1]),

@@ -19,7 +19,7 @@ from .text import Tokens
 from .unet import new_unet, render_array
 from .vae import LATENT_SCALE, load_autoencoder
 
-SEED, STEPS, BATCH, PEAK, PAIRS = 51, 8000, 16, 5e-4, 8000
+SEED, STEPS, BATCH, PEAK, PAIRS = 51, 11_000, 16, 5e-4, 8000
 MOST_THINGS = 3
 STYLES = {"flat": 0.85, "chalk": 0.05, "neon": 0.05, "sticker": 0.05}
 
