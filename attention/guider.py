@@ -27,8 +27,8 @@ class EditGuidance:
     tolerance: how wrong a denoised latent may be for reuse of the slowest answer, see `guidance.Reuse`; 0 is off.
     """
 
-    text: ScaleSchedule = ScaleSchedule(7.5)
-    picture: ScaleSchedule = ScaleSchedule(1.5)
+    text: ScaleSchedule
+    picture: ScaleSchedule
     rescale: float = 0.0
     tolerance: float = 0.0
 

@@ -46,7 +46,7 @@ from atelier.attention.guider import (  # noqa: E402
     with_picture,
     without_picture,
 )
-from atelier.nodes.edit import DEFAULTS  # noqa: E402
+from atelier.nodes.edit_inputs import DEFAULTS  # noqa: E402
 from comfy.patcher_extension import WrappersMP  # noqa: E402
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG  # noqa: E402
 from shapeworld.edit_trial import EditTrial, edit_trials  # noqa: E402

@@ -21,9 +21,10 @@ from graph_parts import note as _note
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 DEMO_CHECKPOINT = "shapeworld-base.safetensors"
 DEMO_SCORER = "shapeworld"
+DEMO_SIZE, DEMO_CFG = 128, 4.0
 DEMO_FILES = {USER_CHECKPOINT: DEMO_CHECKPOINT, USER_EDITOR: DEMO_EDITOR}
 DEMO_VALUES = {
-    "width": 128, "height": 128, "cfg": 4.0, "clip_model": DEMO_SCORER, "resolution": 128, "text_scale": 4.0,
+    "width": DEMO_SIZE, "height": 128, "cfg": 4.0, "clip_model": DEMO_SCORER, "resolution": 128, "text_scale": 4.0,
     "image_scale": 1.2,
 }  # fmt: skip
 """What the demo models need in the place of a template's values."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import Caching, ComfyExtension, io
 
 from .auto_rate import AtelierAutoRate
-from .edit import AtelierDualCFGGuider, AtelierGuidanceGrid, AtelierInstructPix2Pix, AtelierLoadEditModel
+from .edit import AtelierDualCFGGuider, AtelierInstructPix2Pix, AtelierLoadEditModel
 from .edit_plan import AtelierEditPlan
 from .fabric import AtelierFabric
 from .feedback import AtelierFeedback, AtelierFeedbackFromImages
+from .guidance_grid import AtelierGuidanceGrid
 from .keep import KeepRoutedModels
 from .llm import AtelierLLMFromClip, AtelierLLMLocal, AtelierLLMServer
 from .optimize import AtelierPromptDropout

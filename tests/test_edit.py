@@ -15,7 +15,8 @@ from atelier.attention.diffusers_edit import CONV_IN, host_layout
 from atelier.attention.edit import KEEP, OFFICIAL, fit, official_size, read_instructions
 from atelier.attention.guidance import ScaleSchedule
 from atelier.attention.guider import EditGuidance, EditGuider, edit_noise, with_picture, without_picture
-from atelier.nodes.edit import AtelierDualCFGGuider, AtelierInstructPix2Pix, read_scales
+from atelier.nodes.edit import AtelierDualCFGGuider, AtelierInstructPix2Pix
+from atelier.nodes.guidance_grid import read_scales
 from comfy_api_client import ComfyClient, GraphError
 from graphs import for_demo, load, node_of
 from PIL import Image
