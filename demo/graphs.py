@@ -24,8 +24,8 @@ DEMO_SCORER = "shapeworld"
 DEMO_SIZE, DEMO_CFG = 128, 4.0
 DEMO_FILES = {USER_CHECKPOINT: DEMO_CHECKPOINT, USER_EDITOR: DEMO_EDITOR}
 DEMO_VALUES = {
-    "width": DEMO_SIZE, "height": 128, "cfg": 4.0, "clip_model": DEMO_SCORER, "resolution": 128, "text_scale": 4.0,
-    "image_scale": 1.2,
+    "width": DEMO_SIZE, "height": DEMO_SIZE, "cfg": DEMO_CFG, "clip_model": DEMO_SCORER, "resolution": DEMO_SIZE,
+    "text_scale": 4.0, "image_scale": 1.2,
 }  # fmt: skip
 """What the demo models need in the place of a template's values."""
 DEMO_NODES: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import graphs
 import pytest
 import torch
-from assemble import PARTS, VOCABULARY, assemble, header, merge
+from assemble import EDITOR, PARTS, VOCABULARY, add_difference, as_difference, assemble, header, merge
 from safetensors.torch import load_file
 
 
@@ -41,9 +41,29 @@ def test_damaged_checkpoint_is_written_again(checkpoints: list[Path]) -> None:
 def test_headers_say_what_a_checkpoint_is_good_at(checkpoints: list[Path]) -> None:
     for file in checkpoints:
         about = header(file)
-        for key in ("title", "description", "tags", "trigger_phrase", "license"):
+        said = ("title", "description", "tags", "license")
+        for key in said if EDITOR in file.name else (*said, "trigger_phrase"):
             assert about[f"modelspec.{key}"], (file.name, key)
         assert json.loads(about["atelier.example_prompts"])
+
+
+def test_a_difference_in_8_bits_comes_back() -> None:
+    """To half a step of its row, beside fp16; new input channels start at zero."""
+    generator = torch.Generator().manual_seed(1)
+    base = {
+        "conv": torch.randn(6, 4, 3, 3, generator=generator).half(),
+        "bias": torch.randn(6, generator=generator).half(),
+    }
+    wide = torch.cat([base["conv"].float(), torch.zeros(6, 4, 3, 3)], 1)
+    trained = {
+        "conv": wide + 0.1 * torch.randn(wide.shape, generator=generator),
+        "bias": base["bias"].float() + 0.1,
+    }
+    parts = as_difference(base, trained)
+    assert parts["conv"].dtype == torch.int8
+    for name, weight in add_difference(base, parts).items():
+        step = parts[f"{name}.step"].view(-1, *[1] * (weight.ndim - 1))
+        assert ((weight.float() - trained[name]).abs() <= step / 2 + 2e-3).all()
 
 
 def test_words_outside_the_world_share_one_row(checkpoints: list[Path]) -> None:
