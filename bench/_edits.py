@@ -20,7 +20,7 @@ from torch import Tensor
 
 SEED = 1
 SIDE = 128
-TEXT, PICTURE = 4.0, 1.2
+TEXT, PICTURE = 2.0, 1.2
 """Scales for the demo's editor, chosen on trials of another part."""
 
 

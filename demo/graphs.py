@@ -25,7 +25,7 @@ DEMO_SIZE, DEMO_CFG = 128, 4.0
 DEMO_FILES = {USER_CHECKPOINT: DEMO_CHECKPOINT, USER_EDITOR: DEMO_EDITOR}
 DEMO_VALUES = {
     "width": DEMO_SIZE, "height": DEMO_SIZE, "cfg": DEMO_CFG, "clip_model": DEMO_SCORER, "resolution": DEMO_SIZE,
-    "text_scale": 4.0, "image_scale": 1.2,
+    "text_scale": 2.0, "image_scale": 1.2,
 }  # fmt: skip
 """What the demo models need in the place of a template's values."""
 DEMO_NODES: dict[str, dict[str, Any]] = {

@@ -10,8 +10,9 @@ from ..attention.edit import KEEP, OFFICIAL
 from ..attention.guidance import SHAPES, ScaleSchedule
 from ..attention.guider import EditGuidance
 
-DEFAULTS = {"text_start": 0.0, "text_end": 1.0, "image_start": 0.0, "image_end": 1.0}
-"""Where each scale counts. Outside it is 1, and then a step asks the model less."""
+DEFAULTS = {"text_start": 0.0, "text_end": 0.8, "image_start": 0.0, "image_end": 0.4}
+"""Where each scale counts. Outside it is 1, and a step asks the model less: 3 questions, then 2, then 1, on average 2.2.
+Chosen on ShapeWorld, where edits come out as well as without intervals."""
 
 
 def scale_inputs() -> list[io.Input]:
