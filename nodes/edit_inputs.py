@@ -11,7 +11,7 @@ from ..attention.guidance import SHAPES, ScaleSchedule
 from ..attention.guider import EditGuidance
 
 DEFAULTS = {"text_start": 0.0, "text_end": 0.8, "image_start": 0.0, "image_end": 0.4}
-"""Where each scale counts. Outside it is 1, and a step asks the model less: 3 questions, then 2, then 1, on average 2.2.
+"""Where each scale counts. Outside it is 1, and a step asks the model less: 3 questions, then 2, then 1, or 2.2 a step.
 Chosen on ShapeWorld, where edits come out as well as without intervals."""
 
 
