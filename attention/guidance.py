@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 FULL, NEITHER, PICTURE = range(3)
-"""The questions, in the order in which the host is given their conditionings: other packs' patches know 0 as positive
-and 1 as negative."""
+"""The questions, with the numbers that other packs' attention patches know: 0 is positive, 1 is negative."""
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda position: 1.0,

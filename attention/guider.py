@@ -9,6 +9,7 @@ from typing import Any
 import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from .guidance import FULL, NEITHER, PICTURE, Reuse, Scale, ScaleSchedule, as_plain, combine, needed, rescale
@@ -100,15 +101,18 @@ class EditGuider(comfy.samplers.CFGGuider):
         return answers
 
     def _ask(self, questions: Sequence[int], x: Tensor, timestep: Tensor, options: dict[str, Any]) -> dict[int, Tensor]:
-        """One call of the host's batching for all questions."""
-        named = (self.conds.get("positive"), self.conds.get("negative"), self.conds.get("middle"))
-        conds = [cond if question in questions else None for question, cond in enumerate(named)]
+        """One call of the host's batching for all questions, in the order of its own dual guider."""
+        named = ((NEITHER, "negative"), (PICTURE, "middle"), (FULL, "positive"))
+        conds = [self.conds.get(name) if question in questions else None for question, name in named]
+        options = comfy.model_patcher.create_model_options_clone(options)
+        # Added last, it runs last: wrappers before it see the host's numbers, patches inside the model see ours.
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, "atelier_edit", _relabel, options["transformer_options"])
         if (own := options.get("sampler_calc_cond_batch_function")) is not None:
             arguments = {"conds": conds, "input": x, "sigma": timestep, "model": self.inner_model}
             out = own({**arguments, "model_options": options})
         else:
             out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, options)
-        return {question: out[question] for question in questions}
+        return {question: out[place] for place, (question, _) in enumerate(named) if question in questions}
 
     def _guided(
         self, answers: dict[int, Tensor], text: Scale, picture: Scale, x: Tensor, timestep: Tensor, options: dict
@@ -130,6 +134,20 @@ class EditGuider(comfy.samplers.CFGGuider):
         return comfy.samplers.cfg_function(
             self.inner_model, out[0], out[1], scale, x, timestep, model_options=options, cond=conds[0], uncond=conds[1]
         )
+
+
+def _relabel(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
+    """Number the rows' questions as patches of other packs know them: 0 is positive and 1 negative, as in plain CFG.
+
+    The rows themselves keep the order of the host's dual guider, so that results are bit for bit the same.
+    """
+
+    def relabelled(given: Any) -> Any:
+        if not isinstance(given, dict) or "cond_or_uncond" not in given:
+            return given
+        return {**given, "cond_or_uncond": [(NEITHER, PICTURE, FULL)[place] for place in given["cond_or_uncond"]]}
+
+    return executor(*map(relabelled, args), **{name: relabelled(given) for name, given in kwargs.items()})
 
 
 def with_picture(conditioning: Conditioning, latent: Tensor, concat: bool) -> list[list[Any]]:

@@ -154,7 +154,7 @@ def test_rows_may_have_scales_of_their_own() -> None:
             edit_noise(shape, 3 + row), torch.zeros(shape), comfy.samplers.sampler_object("euler"), sigmas,
             disable_pbar=True, seed=3,
         )  # fmt: skip
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_ancestral"])
@@ -288,7 +288,7 @@ def test_runs_that_share_their_start_ask_for_it_once() -> None:
             )
         )
     assert len(calls) == 2 * STEPS - 1
-    torch.testing.assert_close(made[1][1:], run(ours(7.5, 2.0), 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made[1][1:], run(ours(7.5, 2.0), 1), rtol=1e-3, atol=1e-3)
 
 
 def test_the_rows_of_fabric_are_read_right() -> None:
@@ -297,6 +297,23 @@ def test_the_rows_of_fabric_are_read_right() -> None:
     changed = run(ours(7.5, 1.5, model=model), 1)
     torch.testing.assert_close(changed, run(native(7.5, 1.5, model=model), 1), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(changed, run(ours(7.5, 1.5), 1), atol=1e-2)
+
+
+def test_attention_patches_find_positive_and_negative_where_they_expect_them() -> None:
+    """By their text: rows of the positive conditioning are numbered 0, those of neither 1, of the picture alone 2."""
+    seen: list[tuple[list[int], Tensor]] = []
+    model = MODEL.clone()
+
+    def look(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        seen.append((options["cond_or_uncond"], k))
+        return q, k, v
+
+    model.set_model_attn2_patch(look)
+    run(ours(7.5, 1.5, model=model), 1)
+    numbers, context = seen[0]
+    assert sorted(numbers) == [0, 1, 2]
+    for number, row in zip(numbers, context, strict=True):
+        assert torch.allclose(row, (POSITIVE if number == 0 else NEGATIVE)[0])
 
 
 def test_the_model_is_left_as_it_was() -> None:
