@@ -57,7 +57,7 @@ IMAGE_SCALES = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
 STRENGTHS = (0.3, 0.5, 0.65, 0.8, 0.95)
 SHARES = (0.0, 0.3, 0.6, 0.9)
 TEXT_SCALE = 7.5
-BIG, REPEATS = 48, 5
+BIG, REPEATS = 32, 5
 """Side of the latents that are timed, and how often."""
 INTERVALS = {name: DEFAULTS[name] for name in ("text_start", "text_end", "image_start", "image_end")}
 
