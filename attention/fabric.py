@@ -366,9 +366,16 @@ class Fabric(Unseen):
 
     def plain(self, function: Callable[..., Tensor], heads: int, options: dict[str, Any]) -> Attention:
         """The model's own attention, or that of the patch that was there before."""
-        if self.before is not None:
-            return lambda q, k, v, mask: self.before(function, q, k, v, heads, mask=mask, **options)
-        return lambda q, k, v, mask: function(q, k, v, heads, mask=mask, **options)
+        return chained(self.before, function, heads, options)
+
+
+def chained(
+    before: Callable[..., Tensor] | None, function: Callable[..., Tensor], heads: int, options: dict[str, Any]
+) -> Attention:
+    """The attention that an override has the place of: that of the override before it, or the model's own."""
+    if before is not None:
+        return lambda q, k, v, mask: before(function, q, k, v, heads, mask=mask, **options)
+    return lambda q, k, v, mask: function(q, k, v, heads, mask=mask, **options)
 
 
 def cond_sides(conds: Sequence[Any], named: Mapping[str, Any]) -> list[int | None] | None:

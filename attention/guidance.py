@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .schedule import position
+
 FULL, NEITHER, PICTURE = range(3)
 """The questions, with the numbers that other packs' attention patches know: 0 is positive, 1 is negative."""
 
@@ -28,8 +30,6 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "rising": lambda position: (1.0 - math.cos(math.pi * position)) / 2.0,
 }
 """What is left of a scale's distance to 1 at a position in its interval, from 0 at the start to 1 at the end."""
-
-_HALVINGS = 20
 
 Scale = float | Tensor
 """A guidance scale: one number, or a tensor [B, 1, 1, 1] with one for each row."""
@@ -61,17 +61,9 @@ class ScaleSchedule:
             return 1.0
         if self.shape == "constant":
             return self.value
-        left = SHAPES[self.shape](self._position(sigma, percent_to_sigma))
-        return 1.0 + (self.value - 1.0) * left
-
-    def _position(self, sigma: float, percent_to_sigma: Callable[[float], float]) -> float:
-        low, high = self.start_percent, self.end_percent
-        if low >= high:
-            return 0.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2.0
-            low, high = (middle, high) if percent_to_sigma(middle) >= sigma else (low, middle)
-        return (low - self.start_percent) / (self.end_percent - self.start_percent)
+        start, end = self.start_percent, self.end_percent
+        place = position(sigma, start, end, percent_to_sigma) if start < end else 0.0
+        return 1.0 + (self.value - 1.0) * SHAPES[self.shape](place)
 
 
 def weights(text_scale: Scale, picture_scale: Scale) -> dict[int, Scale]:

@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
+from .fabric import chained
 from .patches import is_picture_unet
 from .prompt_to_prompt import SharedMaps, WordMaps, align_tokens, is_shared, rows_of_sources, step_of
 from .reference_keys import Unseen
@@ -214,12 +215,7 @@ class PromptToPrompt(Unseen):
 
         One with a mask belongs to another patch, which alone knows what its keys mean; it is left as it is.
         """
-
-        def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            if self.before is not None:
-                return self.before(function, q, k, v, heads, mask=mask, **kwargs)
-            return function(q, k, v, heads, mask=mask, **kwargs)
-
+        attention = chained(self.before, function, heads, kwargs)
         call = (kwargs.get("transformer_options") or {}).get(_CALL)
         return attention(q, k, v, mask) if call is None or mask is not None else call.attend(attention, q, k, v)
 

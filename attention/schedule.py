@@ -72,9 +72,16 @@ class FabricSchedule:
         """What the shape leaves of the weight at a sigma in the window."""
         if self.shape == "constant" or self.start_percent >= self.end_percent:
             return 1.0
-        # The host has no way from a sigma to its percent that all samplings share; percent_to_sigma only falls.
-        low, high = self.start_percent, self.end_percent
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2.0
-            low, high = (middle, high) if percent_to_sigma(middle) >= sigma else (low, middle)
-        return SHAPES[self.shape]((low - self.start_percent) / (self.end_percent - self.start_percent))
+        return SHAPES[self.shape](position(sigma, self.start_percent, self.end_percent, percent_to_sigma))
+
+
+def position(sigma: float, start: float, end: float, percent_to_sigma: Callable[[float], float]) -> float:
+    """Where a sigma lies between two percents of sampling, start < end: 0 at the start, 1 at the end.
+
+    The host has no way from a sigma to its percent that all samplings share; `percent_to_sigma` only falls.
+    """
+    low, high = start, end
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if percent_to_sigma(middle) >= sigma else (low, middle)
+    return (low - start) / (end - start)
