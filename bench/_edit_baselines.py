@@ -11,7 +11,6 @@ Pictures are [N, 128, 128, 3] in 0..1. Import this after `_world.start_host()` a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import comfy.sample
@@ -46,35 +45,6 @@ def sdedit(checkpoint: Checkpoint, pictures: Tensor, captions_after: list[str], 
         )
         edited.append(checkpoint.vae.decode(sampled["samples"]))
     return torch.cat(edited)
-
-
-def prompt_to_prompt(
-    checkpoint: Checkpoint,
-    captions_before: list[str],
-    captions_after: list[str],
-    share: float | Sequence[float],
-    seed: int,
-    numbers: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Pictures of the captions before and after, from the same noise, which share self-attention in the first `share`
-    of the steps: one for all pairs, or one for each.
-
-    A pair's noise depends on the seed and its number alone; without `numbers` they are counted from 0.
-    """
-    numbers = list(numbers) if numbers is not None else list(range(len(captions_before)))
-    shares = list(share) if isinstance(share, Sequence) else [share] * len(numbers)
-    before, after = [], []
-    for start in range(0, len(numbers), BATCH // 2):
-        part = slice(start, start + BATCH // 2)
-        drawn = checkpoint.draw(
-            captions_before[part] + captions_after[part],
-            seed,
-            apply_prompt_to_prompt(checkpoint.model, shares[part]),
-            2 * numbers[part],
-        )
-        before.append(drawn[: len(drawn) // 2])
-        after.append(drawn[len(drawn) // 2 :])
-    return torch.cat(before), torch.cat(after)
 
 
 def edit_by_prompts(

@@ -59,7 +59,6 @@ SHARES = (0.0, 0.3, 0.6, 0.9)
 TEXT_SCALE = 7.5
 BIG, REPEATS = 32, 5
 """Side of the latents that are timed, and how often."""
-INTERVALS = {name: DEFAULTS[name] for name in ("text_start", "text_end", "image_start", "image_end")}
 
 Note = Callable[[dict[str, Figure]], None]
 Conds = tuple[list, list, list]
@@ -124,7 +123,7 @@ def costs_part(quick: bool, note: Note) -> None:
     arms = {
         "plain": plain(checkpoint, conds),
         "equal_scales": ours(checkpoint, guidance(CFG, CFG), conds),
-        "interval": ours(checkpoint, guidance(**INTERVALS), conds),
+        "interval": ours(checkpoint, guidance(**DEFAULTS), conds),
         "full": ours(checkpoint, guidance(), conds),
         "native": native(checkpoint, 4.0, 1.2, conds),
     }
@@ -165,7 +164,7 @@ def edits_part(quick: bool, note: Note) -> None:
     for kind in dict.fromkeys(trial.edit.kind for trial in trials):
         of_kind = [done for trial, done in zip(trials, full.done, strict=True) if trial.edit.kind == kind]
         note({f"edit_done_{kind}": share(of_kind)})
-    short = judged(trials, edited(checkpoint, trials, guidance(**INTERVALS)))
+    short = judged(trials, edited(checkpoint, trials, guidance(**DEFAULTS)))
     note({"edit_done_interval": share(short.done), "rest_kept_interval": share(short.rest)})
     note({"score_interval_minus_full": difference(short.scores, full.scores, "score")})
     others = edit_trials(QUICK if quick else COUNT // 2, ("add", "remove"))
