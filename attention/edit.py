@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import comfy.model_base
 import comfy.model_management
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .guider import Conditioning, EditGuidance, EditGuider, SharedStart, edit_noise, with_picture, without_picture
+from .patches import encode_text, join_texts
 
 KEEP, OFFICIAL = "keep", "official"
 SMALLEST = 64
@@ -105,18 +107,6 @@ def read_instructions(text: str, pictures: int, in_turn: bool) -> list[list[str]
     return [lines]
 
 
-def encode_texts(clip: comfy.sd.CLIP, texts: Sequence[str]) -> Conditioning:
-    """One conditioning whose rows are the texts', each encoded once."""
-    known = {text: clip.encode_from_tokens(clip.tokenize(text), return_dict=True) for text in dict.fromkeys(texts)}
-    # Attention to copies of all tokens is attention to one.
-    length = math.lcm(*(encoded["cond"].shape[1] for encoded in known.values()))
-    rows = [known[text]["cond"].repeat(1, length // known[text]["cond"].shape[1], 1) for text in texts]
-    options = {key: value for key, value in known[texts[0]].items() if key != "cond"}
-    if isinstance(options.get("pooled_output"), Tensor):
-        options["pooled_output"] = torch.cat([known[text]["pooled_output"] for text in texts])
-    return [[torch.cat(rows), options]]
-
-
 @dataclass(frozen=True)
 class EditRun:
     """What edits of one model share: how to sample, and how much instruction and picture count."""
@@ -127,6 +117,8 @@ class EditRun:
     sampler_name: str = "euler"
     scheduler: str = "normal"
     steps: int = 20
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The text encoder's, by text; runs that differ in other things may share it."""
 
     def __post_init__(self) -> None:
         check_edit_model(self.model)
@@ -149,10 +141,10 @@ class EditRun:
         """
         rows = len(instructions)
         picture = comfy.utils.repeat_to_batch_size(picture, rows)
-        silent = encode_texts(self.clip, [""] * rows)
+        silent = self._encoded([""] * rows)
         guider = EditGuider(self.model, self.guidance, shared)
         guider.set_conds(
-            with_picture(encode_texts(self.clip, instructions), picture, concat=True),
+            with_picture(self._encoded(instructions), picture, concat=True),
             with_picture(silent, picture, concat=True),
             without_picture(silent),
         )
@@ -177,3 +169,14 @@ class EditRun:
         for turn, instructions in enumerate(turns):
             picture = self.apply(picture, instructions, seed + turn * len(instructions), mask)
         return picture
+
+    def _encoded(self, texts: Sequence[str]) -> Conditioning:
+        """One conditioning whose rows are the texts', each encoded once."""
+        for text in dict.fromkeys(texts):
+            if text not in self.answers:
+                self.answers[text] = encode_text(self.clip, text)
+        found = [self.answers[text] for text in texts]
+        options = {key: value for key, value in found[0].items() if key != "cond"}
+        if isinstance(options.get("pooled_output"), Tensor):
+            options["pooled_output"] = torch.cat([answer["pooled_output"] for answer in found])
+        return [[join_texts([answer["cond"] for answer in found]), options]]

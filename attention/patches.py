@@ -131,9 +131,15 @@ def shared_cache(model: comfy.model_patcher.ModelPatcher, budget: int) -> Refere
     return cache
 
 
-def encode_empty_prompt(clip: comfy.sd.CLIP) -> dict[str, Any]:
-    """The text encoder's answer to the empty prompt: `cond` [1, tokens, channels] and what comes with it."""
-    return clip.encode_from_tokens(clip.tokenize(""), return_dict=True)
+def encode_text(clip: comfy.sd.CLIP, text: str) -> dict[str, Any]:
+    """The text encoder's answer: `cond` [1, tokens, channels] and what comes with it."""
+    return clip.encode_from_tokens(clip.tokenize(text), return_dict=True)
+
+
+def join_texts(conds: Sequence[Tensor]) -> Tensor:
+    """Texts [1, tokens, channels] as one batch. As in the host, a shorter one is repeated, which changes nothing."""
+    longest = math.lcm(*(cond.shape[1] for cond in conds))
+    return torch.cat([cond.repeat(1, longest // cond.shape[1], 1) for cond in conds])
 
 
 def encode_pictures(vae: comfy.sd.VAE, pictures: Sequence[Tensor], side: str) -> list[Tensor]:

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
-from ..attention.patches import FabricSchedule, apply_fabric, check_model, encode_empty_prompt, encode_pictures
+from ..attention.patches import FabricSchedule, apply_fabric, check_model, encode_pictures, encode_text
 from ..attention.schedule import DEPTHS, SHAPES
 from ..feedback.pictures import Feedback
 from .feedback import FeedbackSocket
@@ -205,7 +205,7 @@ class AtelierFabric(io.ComfyNode):
         disliked = encode_pictures(vae, feedback.disliked, "disliked")
         fixed = reference_noise == "fixed"
         cache_bytes = int(comfy.model_management.total_ram * 2**20 * cache_percent / 100)
-        prompt = encode_empty_prompt(clip)
+        prompt = encode_text(clip, "")
         return io.NodeOutput(
             apply_fabric(
                 model, liked, disliked, prompt, schedule, fixed, cache_bytes,

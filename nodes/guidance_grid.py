@@ -89,11 +89,11 @@ class AtelierGuidanceGrid(io.ComfyNode):
             raise ValueError("The grid shows one instruction. Write one line.")
         picture = vae.encode(fit(image, resize, resolution, vae.spacial_compression_encode()))
         noise = edit_noise(picture.shape, seed).expand(len(columns), -1, -1, -1)
-        shared, edits = SharedStart(), []
+        shared, answers, edits = SharedStart(), {}, []
         for scale in rows:
             text = torch.tensor(columns).view(-1, 1, 1, 1)
             guidance = read_guidance(text, torch.full_like(text, scale), settings)
-            run = EditRun(model, clip, guidance, sampler_name, scheduler, steps)
+            run = EditRun(model, clip, guidance, sampler_name, scheduler, steps, answers)
             made = run.apply(picture, [line] * len(columns), seed, shared=shared, noise=noise)
             edits.append(vae.decode(made))
         found = torch.cat(edits)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..attention.patches import join_texts
 from ..attention.prompt_to_prompt_patch import apply_prompt_to_prompt
 from ..feedback.scorers import weights_version
 from .edit_data import DrawTask, Recipe
@@ -60,12 +60,11 @@ class HostDraw:
     def _rows(self, caption: str, edited: str, pairs: int) -> list[Any]:
         """One conditioning with a row for each picture of a batch: the caption's, then the edited caption's."""
         (first, extra), (second, other) = self._encoded(caption)[0], self._encoded(edited)[0]
-        tokens = math.lcm(first.shape[1], second.shape[1])  # as the host joins prompts of two lengths
-        rows = [cond.repeat(pairs, tokens // cond.shape[1], 1) for cond in (first, second)]
+        rows = join_texts([first, second]).repeat_interleave(pairs, 0)
         pooled = [more.get("pooled_output") for more in (extra, other)]
         if all(isinstance(pool, Tensor) for pool in pooled):
-            return [[torch.cat(rows), {"pooled_output": torch.cat([pool.repeat(pairs, 1) for pool in pooled])}]]
-        return [[torch.cat(rows), {}]]
+            return [[rows, {"pooled_output": torch.cat([pool.repeat(pairs, 1) for pool in pooled])}]]
+        return [[rows, {}]]
 
 
 def model_version(model: ModelPatcher) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..attention.fabric import model_conds
-from ..attention.patches import check_fit
+from ..attention.patches import check_fit, encode_text, join_texts
 from .curve import draw_progress, read_log
 from .edit_shards import EditSample
 from .host_unet import EditUnet, edit_unet
@@ -95,7 +94,7 @@ def train_edits(
     """
     edit = edit_unet(model)
     with torch.no_grad():
-        check_fit(model, None, [vae.encode(torch.full((1, 64, 64, 3), 0.5))[0]], clip_answer(clip, "")["cond"])
+        check_fit(model, None, [vae.encode(torch.full((1, 64, 64, 3), 0.5))[0]], encode_text(clip, "")["cond"])
         edits = encode_pictures(edit, vae, run.samples, watch)
         encode = encode_instructions(edit, clip, edits.latents, watch)
     about = {"model": edit.start, "data": edits.digest, "batch": run.batch, "precision": run.precision}
@@ -205,18 +204,13 @@ def _encoded(vae: comfy.sd.VAE, part: Sequence[EditSample], which: str) -> Tenso
     return latents
 
 
-def clip_answer(clip: comfy.sd.CLIP, text: str) -> dict[str, Any]:
-    """The text encoder's answer: `cond` [1, tokens, channels] and what comes with it."""
-    return clip.encode_from_tokens(clip.tokenize(text), return_dict=True)
-
-
 def encode_instructions(edit: EditUnet, clip: comfy.sd.CLIP, data: EditLatents, watch: Watch = Watch()) -> Encode:
     """What the UNet is told by each instruction and by none, as the host makes it; kept in fp16 on the CPU."""
     blank = torch.zeros_like(data.after[:1], dtype=torch.float32)
     known: dict[str, dict[str, Tensor]] = {}
     for number, text in enumerate(dict.fromkeys(["", *data.instructions])):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        conds = model_conds(edit.base, clip_answer(clip, text), blank)
+        conds = model_conds(edit.base, encode_text(clip, text), blank)
         known[text] = {name: conds[name].half().cpu() for name in ("c_crossattn", "y") if name in conds}
         if number % 20 == 0:
             watch.say(f"{number} instructions encoded")
@@ -224,18 +218,12 @@ def encode_instructions(edit: EditUnet, clip: comfy.sd.CLIP, data: EditLatents, 
 
     def encode(texts: Sequence[str]) -> dict[str, Any]:
         told = [known[text] for text in texts]
-        made: dict[str, Any] = {"context": _same_length([one["c_crossattn"] for one in told]).to(device).float()}
+        made: dict[str, Any] = {"context": join_texts([one["c_crossattn"] for one in told]).to(device).float()}
         if "y" in told[0]:
             made["y"] = torch.cat([one["y"] for one in told]).to(device).float()
         return {**made, "transformer_options": {"optimized_attention_override": _plain_attention}}
 
     return encode
-
-
-def _same_length(contexts: Sequence[Tensor]) -> Tensor:
-    """Texts [1, tokens, width] as one batch. As in the host, a shorter one is repeated, which changes nothing."""
-    longest = math.lcm(*(context.shape[1] for context in contexts))
-    return torch.cat([context.repeat(1, longest // context.shape[1], 1) for context in contexts])
 
 
 def _plain_attention(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
