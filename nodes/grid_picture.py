@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from .as_image import as_image
 
 GAP = 8
 PAPER, INK, QUIET = "#ffffff", "#2b2f36", "#7d8590"
@@ -31,7 +31,7 @@ def draw_grid(edits: Tensor, columns: Sequence[float], rows: Sequence[float], ti
         for column in range(len(columns)):
             pixels = (edits[at * len(columns) + column, ..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
             sheet.paste(Image.fromarray(pixels), (left + column * (width + GAP), top + at * (height + GAP)))
-    return torch.from_numpy(np.asarray(sheet, np.float32) / 255)[None]
+    return as_image(sheet)
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..feedback.contact_sheet import draw_sheet
 from ..feedback.records import StoredImage
 from ..feedback.store import default_url, open_store
+from .as_image import as_image
 from .picture_files import PictureGone, load
 from .session import session_fingerprint, session_input
 
@@ -52,7 +52,7 @@ class AtelierSessionView(io.ComfyNode):
     @classmethod
     def execute(cls, session: str, rounds: int, after: object = None) -> io.NodeOutput:
         found = open_store(default_url()).rounds(session.strip(), rounds)
-        sheet = torch.from_numpy(np.asarray(draw_sheet(session.strip(), found, _load), np.float32) / 255)[None]
+        sheet = as_image(draw_sheet(session.strip(), found, _load))
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 

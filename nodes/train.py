@@ -8,7 +8,6 @@ from pathlib import Path
 
 import comfy.model_management
 import folder_paths
-import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
@@ -21,6 +20,7 @@ from ..training.edit_shards import MANIFEST, read_edits
 from ..training.host_edit import PRECISIONS, EditRun, Watch, auto_precision, train_edits
 from ..training.host_unet import open_edit_checkpoint, opens_alike, save_edit_checkpoint
 from ..training.loop import Plan
+from .as_image import as_image
 
 AUTO = "auto"
 
@@ -83,8 +83,8 @@ class AtelierTrainInstructPix2Pix(io.ComfyNode):
                 "behind Load Checkpoint too.",
                 file.name,
             )
-        curve = np.array(draw_curve(file.stem, read_log(folder)), dtype=np.float32) / 255
-        return io.NodeOutput(open_edit_checkpoint(file, edit), file.name, torch.from_numpy(curve).unsqueeze(0))
+        curve = as_image(draw_curve(file.stem, read_log(folder)))
+        return io.NodeOutput(open_edit_checkpoint(file, edit), file.name, curve)
 
 
 def _sources() -> list[io.Input]:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import comfy.model_management as memory
 import folder_paths
-import numpy as np
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy.utils import ProgressBar
@@ -32,6 +30,7 @@ from ..training.edit_triplets import (
     read_triplets,
     rule_triplets,
 )
+from .as_image import as_image
 from .llm import LLMSocket
 from .score import ScorerSocket
 
@@ -191,7 +190,7 @@ class AtelierMakeEditDataset(io.ComfyNode):
         engine = engine_of(workers, model, clip, vae, sampling, edits, recipe)
         manifest = make_edits(folder, edits, recipe, settings, engine, encoder, progress)
         shown = one_of_each(read_edits(folder)) if manifest.kept else []
-        sheet = torch.from_numpy(np.asarray(draw_edit_sheet(shown), np.float32) / 255)[None]
+        sheet = as_image(draw_edit_sheet(shown))
         text = report(folder, manifest, remarks)
         return io.NodeOutput(str(folder), sheet, text, ui={"text": [text]})
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
@@ -16,6 +14,7 @@ from ..llm.tree import ModelTree, to_json
 from ..llm.tree_build import Built, grow
 from ..llm.tree_file import read_tree, set_aside, tree_file, write_tree
 from ..llm.tree_view import draw_tree
+from .as_image import as_image
 from .installed import installed_state, private_folder, read_library
 from .llm import LLMSocket
 from .route import ModelTreeSocket
@@ -113,8 +112,7 @@ class AtelierModelTreeView(io.ComfyNode):
 
     @classmethod
     def execute(cls, tree: ModelTree, trace: str = "") -> io.NodeOutput:
-        pixels = np.asarray(draw_tree(tree, trace), np.float32) / 255
-        picture = torch.from_numpy(pixels)[None]
+        picture = as_image(draw_tree(tree, trace))
         return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
 
 
