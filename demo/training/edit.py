@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +13,8 @@ from shapeworld.scene import Scene, random_scene
 from .experts import load_base
 from .host import REPO, device, use_host
 from .text import Tokens
-from .unet import new_unet, render_array
-from .vae import LATENT_SCALE, load_autoencoder
+from .unet import encode_scenes, new_unet
+from .vae import LATENT_SCALE
 
 SEED, STEPS, BATCH, PEAK, PAIRS = 51, 13_500, 16, 5e-4, 8000
 MOST_THINGS = 3
@@ -45,17 +42,8 @@ def make_latents(work: Path, pairs: list[Pair]) -> torch.Tensor:
     file = work / "edit.latents.pt"
     if file.exists():
         return torch.load(file, weights_only=True)
-    vae, out = load_autoencoder(work), []
     scenes = [scene for before, after, _ in pairs for scene in (before, after)]
-    with ProcessPoolExecutor(max_workers=2) as pool:
-        rendered: Iterator[np.ndarray] = pool.map(render_array, scenes, chunksize=64)
-        while batch := list(itertools.islice(rendered, 64)):
-            x = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(device()).float() / 127.5 - 1
-            with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16):
-                out.append(vae.encode(x).float().cpu())
-            if len(out) % 50 == 0:
-                print(f"edit: {64 * len(out)}/{len(scenes)} pictures encoded", flush=True)
-    latents = torch.cat(out).unflatten(0, (-1, 2))
+    latents = encode_scenes(work, "edit", scenes).unflatten(0, (-1, 2))
     torch.save(latents, file)
     return latents
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,18 +138,23 @@ def make_pictures(work: Path, name: str, count: int, styles: dict[str, float], s
     file = work / f"{name}.latents.pt"
     if file.exists():
         return Pictures(scenes, torch.load(file, weights_only=True))
+    latents = (encode_scenes(work, name, scenes) * LATENT_SCALE).half()
+    torch.save(latents, file)
+    return Pictures(scenes, latents)
+
+
+def encode_scenes(work: Path, name: str, scenes: Sequence[Scene]) -> torch.Tensor:
+    """Latents [N, 4, 16, 16] of the rendered scenes, as the autoencoder gives them."""
     vae, out = load_autoencoder(work), []
     with ProcessPoolExecutor(max_workers=2) as pool:
         rendered = pool.map(render_array, scenes, chunksize=64)
         while batch := list(itertools.islice(rendered, 64)):
             x = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(device()).float() / 127.5 - 1
             with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16):
-                out.append((vae.encode(x).float() * LATENT_SCALE).half().cpu())
+                out.append(vae.encode(x).float().cpu())
             if len(out) % 50 == 0:
-                print(f"{name}: {64 * len(out)}/{count} pictures encoded", flush=True)
-    latents = torch.cat(out)
-    torch.save(latents, file)
-    return Pictures(scenes, latents)
+                print(f"{name}: {64 * len(out)}/{len(scenes)} pictures encoded", flush=True)
+    return torch.cat(out)
 
 
 def velocity_loss(
