@@ -1,9 +1,8 @@
 """What FABRIC costs: whole runs with feedback against the same model without it, in turn in one process.
 
 A UNet of the SD1.5 layout with random weights draws latents of 64×64 by the host's own sampler with cfg and with
-feedback in the first half of the steps. "Cold" reads the pictures and keeps them; "warm" finds them. Full size in fp16
-on a GPU. On a CPU in float32 with a part of the channels: attention, which feedback makes longer, is a larger part of
-such a model, so its ratios are rather too high. To be imported after `_world.start_host` and `_world.pack`.
+feedback in the first half of the steps. "Cold" reads the pictures and keeps them; "warm" finds them. Full size, in fp16
+on a GPU and in bfloat16 on a CPU. To be imported after `_world.start_host` and `_world.pack`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from atelier.attention.reference_cache import ReferenceCache
 
 COUNTS = ((1, 0), (1, 1), (4, 4))
 SIDE, CFG, TEXT = 64, 7.0, (1, 77, 768)
-CHANNELS, REPEATS = (320, 5) if torch.cuda.is_available() else (128, 2)
+CHANNELS, REPEATS, STEPS = (320, 5, 20) if torch.cuda.is_available() else (320, 3, 6)
 CACHE = 2**33
 Patcher = comfy.model_patcher.ModelPatcher
 
@@ -82,7 +81,7 @@ def peak(model: Patcher, steps: int) -> int:
 
 def costs(repeats: int, steps: int, channels: int, progress: Callable[[dict[str, Figure]], None]) -> None:
     """Ratios of whole runs, each to the plain run of the same repeat, which came just before it."""
-    model = sd15(channels, torch.float16 if torch.cuda.is_available() else torch.float32)
+    model = sd15(channels, torch.float16 if torch.cuda.is_available() else torch.bfloat16)
     size = sum(weight.numel() for weight in model.model.diffusion_model.parameters()) / 1e6
     progress({"cost_model": single(size, "million"), "cost_steps": single(steps, "steps")})
     seconds(model, 2)

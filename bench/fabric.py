@@ -28,7 +28,7 @@ from _world import load_checkpoint, pack, start_host
 start_host()
 pack()
 
-from _fabric_cost import CHANNELS, REPEATS, costs  # noqa: E402
+from _fabric_cost import CHANNELS, REPEATS, STEPS as COST_STEPS, costs  # noqa: E402
 from _fabric_parity import parity  # noqa: E402
 from _people import embedder  # noqa: E402
 from _rounds import ARMS, Arm  # noqa: E402
@@ -70,7 +70,7 @@ def store_part(options: argparse.Namespace, note: Note) -> None:
 
 
 def costs_part(options: argparse.Namespace, note: Note) -> None:
-    costs(1 if options.quick else REPEATS, 4, 32 if options.quick else CHANNELS, note)
+    costs(*((1, 4, 32) if options.quick else (REPEATS, COST_STEPS, CHANNELS)), note)
 
 
 PARTS = {
