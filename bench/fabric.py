@@ -28,8 +28,7 @@ from _world import load_checkpoint, pack, start_host
 start_host()
 pack()
 
-from _fabric_cost import CHANNELS, REPEATS, costs  # noqa: E402
-from _fabric_cost import STEPS as COST_STEPS
+from _fabric_cost import CHANNELS, COST_STEPS, REPEATS, costs  # noqa: E402
 from _fabric_parity import parity  # noqa: E402
 from _people import embedder  # noqa: E402
 from _rounds import ARMS, Arm  # noqa: E402
