@@ -129,7 +129,8 @@ def _train_editor() -> Graph:
     return {
         "checkpoint": node("CheckpointLoaderSimple", "Checkpoint", (0, 0), ckpt_name=USER_CHECKPOINT),
         "scorer": node(
-            "AtelierLoadScorer", "Scorer", (0, 180), scorer="relevance to the prompt", clip_model=USER_SCORER
+            "AtelierLoadScorer", "Scorer", (0, 180), scorer="relevance to the prompt", clip_model=USER_SCORER,
+            aesthetic_head="none",
         ),
         "data": node(
             "AtelierMakeEditDataset", "Make data", (440, 0), **parts, scorer=["scorer", 0],

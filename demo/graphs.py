@@ -243,7 +243,8 @@ For something else, write another name for the session, in all three nodes. To c
 
 
 def _scorer(place: tuple[int, int]) -> dict[str, Any]:
-    return _node("AtelierLoadScorer", "Scorer", place, scorer="relevance to the prompt", clip_model=USER_SCORER)
+    chosen = {"scorer": "relevance to the prompt", "clip_model": USER_SCORER, "aesthetic_head": "none"}
+    return _node("AtelierLoadScorer", "Scorer", place, **chosen)
 
 
 def _auto_rate() -> Graph:

@@ -1,7 +1,7 @@
 """An open_clip model in a folder as an encoder of pictures and texts. Needs the package open_clip_torch.
 
-The folder holds `open_clip_config.json` and the weights, as model hubs offer it. Nothing is fetched: a model whose
-config names parts elsewhere is refused.
+The folder holds `open_clip_config.json` and the weights, as model hubs offer it, or the one file of HPS v2 (arXiv
+2306.09341). Nothing is fetched: a model whose config names parts elsewhere is refused.
 """
 
 from __future__ import annotations
@@ -10,35 +10,39 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .scorers import weights_version
+from .scorers import ScorerSetupError, weights_version
 
 if TYPE_CHECKING:
     from open_clip import CLIP
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
+HPS_FILES, HPS_MODEL = ("HPS_v2*.pt", "HPS_v2*.safetensors"), "ViT-H-14"
+"""The weights of HPS v2 come without a config; this is the model of open_clip that they are for."""
 BATCH = 16
 """Pictures in one pass."""
 
-
-class ScorerSetupError(ValueError):
-    """A scorer cannot be made; the message says what to do."""
+Hold = Callable[[torch.nn.Module], Callable[[], torch.nn.Module]]
+"""Takes a loaded model and returns what puts it on its device."""
 
 
 @dataclass(frozen=True, eq=False)
 class OpenClip:
     """A loaded model, its tokenizer, and its own way of preparing a picture.
 
-    `ready` puts the model on its device and returns it; `check` is called before each pass and may raise.
+    `ready` puts the model on its device and returns it; `check` is called before each pass and may raise. `scale` is
+    the model's `logit_scale.exp()`.
     """
 
     name: str
     version: str
+    scale: float
     prepare: Callable[[Any], Tensor] = field(repr=False)
     tokenize: Callable[[str], Tensor] = field(repr=False)
     ready: Callable[[], CLIP] = field(repr=False)
@@ -62,13 +66,16 @@ class OpenClip:
             return model.encode_text(self.tokenize(text).to(_device(model)), normalize=True)[0].float().cpu()
 
 
-def is_model_folder(folder: Path) -> bool:
+def is_open_clip_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and any(any(folder.glob(pattern)) for pattern in WEIGHTS)
 
 
-def open_model(
-    folder: Path, hold: Callable[[CLIP], Callable[[], CLIP]], check: Callable[[], None] = lambda: None
-) -> OpenClip:
+def hps_file(folder: Path) -> Path | None:
+    """The weights of HPS v2 in the folder, None if there are none."""
+    return next((file for pattern in HPS_FILES for file in sorted(folder.glob(pattern))), None)
+
+
+def open_model(folder: Path, hold: Hold, check: Callable[[], None] = lambda: None) -> OpenClip:
     """Load a model folder to the CPU, in float32, so that scores are the same on every device.
 
     Args:
@@ -79,6 +86,48 @@ def open_model(
     Raises:
         ScorerSetupError: the package is missing, or the folder holds no model that can be used.
     """
+    open_clip = _package()
+    _check_config(folder)
+    place = f"local-dir:{folder}"
+    try:
+        model, prepare = open_clip.create_model_from_pretrained(place)
+        tokenize = open_clip.get_tokenizer(place)
+    except Exception as error:  # open_clip raises what the layers below it raise
+        raise cannot_load(folder, error) from error
+    return encoder(folder.name, model, prepare, tokenize, hold, check)
+
+
+def open_hps(folder: Path, hold: Hold, check: Callable[[], None] = lambda: None, model: str = HPS_MODEL) -> OpenClip:
+    """Load the weights of HPS v2, as `open_model` does. HPS v2 sees the whole picture, with borders, uncropped."""
+    open_clip = _package()
+    file = hps_file(folder)
+    try:
+        loaded, prepare = open_clip.create_model_from_pretrained(model, str(file), image_resize_mode="longest")
+        tokenize = open_clip.get_tokenizer(model)
+    except Exception as error:  # as above
+        raise cannot_load(file or folder, error) from error
+    return encoder(folder.name, loaded, prepare, tokenize, hold, check)
+
+
+def encoder(
+    name: str,
+    model: torch.nn.Module,
+    prepare: Callable[[Any], Tensor],
+    tokenize: Callable[[str], Tensor],
+    hold: Hold,
+    check: Callable[[], None],
+) -> OpenClip:
+    """A loaded model, with the methods of open_clip's, as an encoder."""
+    version, scale = weights_version(model.state_dict()), float(model.logit_scale.detach().exp())
+    return OpenClip(name, version, scale, prepare, tokenize, hold(model.eval()), check)
+
+
+def cannot_load(place: Path, error: Exception) -> ScorerSetupError:
+    why = " ".join(str(error).split())[:500]
+    return ScorerSetupError(f"The model {place} cannot be loaded: {why}. Download it again.")
+
+
+def _package() -> ModuleType:
     try:
         import open_clip
     except ModuleNotFoundError as error:
@@ -86,16 +135,7 @@ def open_model(
             f"This scorer needs the package {error.name}. Run in ComfyUI's Python environment: "
             "pip install open_clip_torch"
         ) from None
-    _check_config(folder)
-    place = f"local-dir:{folder}"
-    try:
-        model, prepare = open_clip.create_model_from_pretrained(place)
-        tokenize = open_clip.get_tokenizer(place)
-    except Exception as error:  # open_clip raises what the layers below it raise
-        why = " ".join(str(error).split())[:500]
-        raise ScorerSetupError(f"The model folder {folder} cannot be loaded: {why}. Download it again.") from error
-    version = weights_version(model.state_dict())
-    return OpenClip(folder.name, version, prepare, tokenize, hold(model.eval()), check)
+    return open_clip
 
 
 def _check_config(folder: Path) -> None:

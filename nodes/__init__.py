@@ -17,7 +17,8 @@ from .parse import AtelierPromptParser
 from .rate import AtelierRateImages
 from .rating_routes import add_routes
 from .route import AtelierModelTreeRouter
-from .score import AtelierLoadScorer, AtelierScoreImages
+from .score import AtelierScoreImages
+from .scorers import AtelierCombineScorers, AtelierLoadScorer
 from .session_view import AtelierSessionView
 from .train import AtelierTrainInstructPix2Pix
 from .train_data import AtelierMakeEditDataset
@@ -44,6 +45,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierGuidanceGrid,
     AtelierEditPlan,
     AtelierLoadScorer,
+    AtelierCombineScorers,
     AtelierScoreImages,
     AtelierMakeEditDataset,
     AtelierTrainInstructPix2Pix,

@@ -34,7 +34,7 @@ class AtelierAutoRate(io.ComfyNode):
             search_aliases=["automatic rating", "scorer", "reward", "thumbs up", "thumbs down", "FABRIC"],
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to rate."),
-                ScorerSocket.Input("scorer", tooltip="The scorer of Load Scorer."),
+                ScorerSocket.Input("scorer", tooltip="From Load Scorer, Load Taste or Combine Scorers."),
                 io.String.Input("session", default="default", tooltip=SESSION_TOOLTIP),
                 io.Int.Input("best", default=1, min=0, max=32, tooltip="How many pictures to like."),
                 io.Int.Input("worst", default=1, min=0, max=32, tooltip="How many pictures to dislike."),

@@ -1,11 +1,12 @@
-"""Binds the models that scorers use to the host: their folder, its memory, its CLIP_VISION."""
+"""Binds the models that scorers use to the host: their folders, its memory, its CLIP_VISION."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import comfy.model_management as memory
 import folder_paths
@@ -14,26 +15,37 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..feedback.open_clip_model import BATCH, CONFIG, OpenClip, is_model_folder, open_model
+from ..feedback.aesthetic import SUFFIXES
+from ..feedback.clip_folder import LAYOUTS, is_model_folder, open_folder
+from ..feedback.open_clip_model import BATCH, OpenClip
 from ..feedback.scorers import weights_version
 
-FOLDER_KEY = "clip_scorers"
+FOLDER_KEY, HEADS_KEY = "clip_scorers", "aesthetic_heads"
+NO_MODEL, NO_HEAD = "none installed", "none"
+
+_open: WeakValueDictionary[str, OpenClip] = WeakValueDictionary()
+"""Models that some node's output holds, so that two loaders of one folder share it. It keeps none alive itself."""
 
 
-def register_folder() -> None:
-    """Make `models/clip_scorers` known to the host, beside what extra_model_paths.yaml names. Safe to call twice."""
-    paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER_KEY, ([], set()))
-    own = str(Path(folder_paths.models_dir) / FOLDER_KEY)
+def register_folders() -> None:
+    """Make our model folders known to the host, beside what extra_model_paths.yaml names. Safe to call twice."""
+    _register(FOLDER_KEY, {".safetensors"})
+    _register(HEADS_KEY, SUFFIXES)
+
+
+def _register(key: str, suffixes: Collection[str]) -> None:
+    paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
+    own = str(Path(folder_paths.models_dir) / key)
     paths = [*paths, *([] if own in paths else [own])]
     # A key from the yaml file has no extensions, and that would list every file.
-    folder_paths.folder_names_and_paths[FOLDER_KEY] = (paths, set(extensions) | {".safetensors"})
+    folder_paths.folder_names_and_paths[key] = (paths, set(extensions) | set(suffixes))
 
 
 def model_names() -> list[str]:
-    """The folders under `models/clip_scorers` that hold an open_clip model."""
+    """The folders under `models/clip_scorers` that hold a CLIP model."""
     bases = [Path(base) for base in folder_paths.get_folder_paths(FOLDER_KEY)]
     return sorted(
-        {file.parent.name for base in bases for file in base.glob(f"*/{CONFIG}") if is_model_folder(file.parent)}
+        {folder.name for base in bases if base.is_dir() for folder in base.iterdir() if is_model_folder(folder)}
     )
 
 
@@ -43,6 +55,34 @@ def model_folder(name: str) -> Path | None:
     return next((folder for folder in folders if name in model_names() and is_model_folder(folder)), None)
 
 
+def installed_folder(name: str) -> Path:
+    """The folder of a listed model. Raises ValueError, which says how to get one."""
+    folder = model_folder(name)
+    if folder is None:
+        what = "No CLIP model for scoring is installed" if name == NO_MODEL else f"There is no CLIP model {name}"
+        raise ValueError(
+            f"{what}. Put the folder of one into {' or '.join(folder_paths.get_folder_paths(FOLDER_KEY))}, with "
+            f"{LAYOUTS}, then press R."
+        )
+    return folder
+
+
+def head_names() -> list[str]:
+    return folder_paths.get_filename_list(HEADS_KEY)
+
+
+def head_file(name: str) -> Path:
+    """The file of an aesthetic head. Raises ValueError, which says how to get one."""
+    file = None if name == NO_HEAD else folder_paths.get_full_path(HEADS_KEY, name)
+    if file is None:
+        what = "An aesthetic score needs a head" if name == NO_HEAD else f"There is no aesthetic head {name}"
+        raise ValueError(
+            f"{what}. Put one with layers.0.weight and so on, as .safetensors or .pth, into "
+            f"{' or '.join(folder_paths.get_folder_paths(HEADS_KEY))}, press R and choose it as aesthetic_head."
+        )
+    return Path(file)
+
+
 def folder_state(folder: Path) -> str:
     """Changes when the files of a model do."""
     return "/".join(str(file.stat().st_mtime_ns) for file in sorted(folder.iterdir()) if file.is_file())
@@ -50,18 +90,22 @@ def folder_state(folder: Path) -> str:
 
 def load(folder: Path) -> OpenClip:
     """Load a model folder. The host moves it out when something else needs the memory. Raises ScorerSetupError."""
+    key = f"{folder} {folder_state(folder)}"
+    model = _open.get(key)
+    if model is None:
+        model = _open[key] = open_folder(folder, _hold, memory.throw_exception_if_processing_interrupted)
+    return model
+
+
+def _hold(model: torch.nn.Module) -> Callable[[], torch.nn.Module]:
     device, offload = memory.text_encoder_device(), memory.text_encoder_offload_device()
+    patcher = ModelPatcher(model, load_device=device, offload_device=offload)
 
-    def hold(model: torch.nn.Module) -> Callable[[], torch.nn.Module]:
-        patcher = ModelPatcher(model, load_device=device, offload_device=offload)
+    def ready() -> torch.nn.Module:
+        memory.load_models_gpu([patcher], force_full_load=True)
+        return model
 
-        def ready() -> torch.nn.Module:
-            memory.load_models_gpu([patcher], force_full_load=True)
-            return model
-
-        return ready
-
-    return open_model(folder, hold, memory.throw_exception_if_processing_interrupted)
+    return ready
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Nodes that give pictures a number."""
+"""The node that gives pictures a number."""
 
 from __future__ import annotations
 
@@ -6,30 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import folder_paths
 import torch
-from comfy.clip_vision import ClipVisionModel
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..feedback.pictures import pictures_from_batch
 from ..feedback.records import StoredImage
-from ..feedback.scorers import SCORER_TYPE, ClipRelevance, Scorer, TargetSimilarity, label
+from ..feedback.scorers import SCORER_TYPE, Scorer, label
 from ..feedback.store import default_url, open_store
 from ..llm.words import without_syntax
-from .clip_models import FOLDER_KEY, HostVision, folder_state, load, model_folder, model_names, register_folder
 from .rate import register, source_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..feedback.ratings import Store
 
 ScorerSocket = io.Custom(SCORER_TYPE)
-NO_MODEL = "none installed"
-RELEVANCE, TARGET = "relevance to the prompt", "similarity to a target"
-
-register_folder()
 
 
 def prompt_input() -> io.Input:
@@ -41,81 +32,6 @@ def prompt_input() -> io.Input:
         optional=True,
         tooltip="What was asked for. Empty: the text of the sampler's positive prompt.",
     )
-
-
-class AtelierLoadScorer(io.ComfyNode):
-    """A scorer, for the nodes that use one."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="AtelierLoadScorer",
-            display_name="Load Scorer",
-            category="Atelier/Score",
-            description="Loads what scores pictures: how well they fit the prompt, or how near they are to a target.",
-            search_aliases=["clip score", "open_clip", "relevance", "similarity", "reward", "ranking"],
-            inputs=[
-                io.Combo.Input(
-                    "scorer",
-                    options=[RELEVANCE, TARGET],
-                    tooltip="What is measured. The target is a picture that you link.",
-                ),
-                io.Combo.Input(
-                    "clip_model",
-                    options=model_names() or [NO_MODEL],
-                    tooltip="A folder in models/clip_scorers with open_clip_config.json and the weights. "
-                    "Not used when a CLIP Vision is linked.",
-                ),
-                io.Image.Input(
-                    "target", optional=True, tooltip="What pictures should be like. Of several, the mean counts."
-                ),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="For similarity to a target: a CLIP Vision model in place of clip_model.",
-                ),
-            ],
-            outputs=[ScorerSocket.Output(display_name="scorer", tooltip="For Score Images and Auto Rate.")],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, scorer: str = "", clip_model: str = NO_MODEL, **_: object) -> str:
-        folder = model_folder(clip_model)
-        return f"{scorer} {clip_model} {folder_state(folder) if folder else ''}"
-
-    @classmethod
-    def execute(
-        cls,
-        scorer: str,
-        clip_model: str,
-        target: Tensor | None = None,
-        clip_vision: ClipVisionModel | None = None,
-    ) -> io.NodeOutput:
-        if scorer == RELEVANCE:
-            if clip_vision is not None:
-                raise ValueError(
-                    "A CLIP Vision model reads no text, so it cannot score the relevance to a prompt. Unlink it and "
-                    "choose a clip_model."
-                )
-            return io.NodeOutput(ClipRelevance(load(_folder(clip_model))))
-        if target is None:
-            raise ValueError("Similarity to a target needs the picture to compare with. Link it into target.")
-        encoder = HostVision(clip_vision) if clip_vision is not None else load(_folder(clip_model))
-        pictures = pictures_from_batch(target, "target")
-        if not pictures:
-            raise ValueError("There is no target: the batch is empty.")
-        return io.NodeOutput(TargetSimilarity(encoder, encoder.encode_images(torch.stack(pictures))))
-
-
-def _folder(name: str) -> Path:
-    folder = model_folder(name)
-    if folder is None:
-        what = "No CLIP model for scoring is installed" if name == NO_MODEL else f"There is no CLIP model {name}"
-        raise ValueError(
-            f"{what}. Put the folder of one into {' or '.join(folder_paths.get_folder_paths(FOLDER_KEY))}, with "
-            "open_clip_config.json and open_clip_model.safetensors, then press R."
-        )
-    return folder
 
 
 class AtelierScoreImages(io.ComfyNode):
@@ -131,7 +47,7 @@ class AtelierScoreImages(io.ComfyNode):
             search_aliases=["clip score", "rank images", "sort images", "best of n", "relevance", "reward"],
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to score."),
-                ScorerSocket.Input("scorer", tooltip="The scorer of Load Scorer."),
+                ScorerSocket.Input("scorer", tooltip="From Load Scorer, Load Taste or Combine Scorers."),
                 prompt_input(),
                 io.String.Input(
                     "session",
@@ -184,12 +100,15 @@ def score_batch(images: Tensor, scorer: Scorer, prompt: str) -> list[float]:
     text = without_syntax(prompt).strip()
     if scorer.needs_prompt and not text:
         raise ValueError(
-            "The relevance to a prompt needs a prompt, and none was found in front of the sampler. Write or link it "
+            f"The scorer {scorer.name} needs a prompt, and none was found in front of the sampler. Write or link it "
             "into prompt."
         )
     scores = scorer.score(torch.stack(pictures), text)
     if not any(map(math.isfinite, scores)):
-        raise ValueError(f"{scorer.name} gave none of the {len(scores)} pictures a number. Its weights may be damaged.")
+        raise ValueError(
+            f"{scorer.name} gave none of the {len(scores)} pictures a number. Diversity needs more pictures than one; "
+            "otherwise the weights may be damaged."
+        )
     return scores
 
 

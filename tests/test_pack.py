@@ -38,6 +38,7 @@ NODES = (
     "AtelierGuidanceGrid",
     "AtelierEditPlan",
     "AtelierLoadScorer",
+    "AtelierCombineScorers",
     "AtelierScoreImages",
     "AtelierMakeEditDataset",
     "AtelierTrainInstructPix2Pix",

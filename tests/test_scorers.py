@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from assemble import PARTS, SCORER, assemble_scorer, header
-from atelier.feedback.open_clip_model import BATCH, OpenClip, ScorerSetupError, open_model
-from atelier.feedback.scorers import ClipRelevance, TargetSimilarity, label, weights_version
-from atelier.nodes.score import NO_MODEL, RELEVANCE, TARGET, AtelierLoadScorer, order, report, score_batch
+from atelier.feedback.open_clip_model import BATCH, OpenClip, open_model
+from atelier.feedback.scorers import ClipRelevance, ScorerSetupError, TargetSimilarity, label, weights_version
+from atelier.nodes.clip_models import NO_MODEL
+from atelier.nodes.score import order, report, score_batch
+from atelier.nodes.scorers import RELEVANCE, TARGET, AtelierLoadScorer
 from comfy_api_client import ComfyClient, GraphError
 from graphs import DEMO_SCORER
 from PIL import Image
