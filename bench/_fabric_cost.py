@@ -23,7 +23,7 @@ from atelier.attention.reference_cache import ReferenceCache
 
 COUNTS = ((1, 0), (1, 1), (4, 4))
 SIDE, CFG, TEXT = 64, 7.0, (1, 77, 768)
-CHANNELS, REPEATS, COST_STEPS = (320, 5, 20) if torch.cuda.is_available() else (320, 3, 6)
+CHANNELS, REPEATS, COST_STEPS = (320, 5, 20) if torch.cuda.is_available() else (320, 2, 4)
 CACHE = 2**33
 Patcher = comfy.model_patcher.ModelPatcher
 
