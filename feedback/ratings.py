@@ -139,9 +139,9 @@ class Store:
     ) -> list[tuple[StoredImage, Rating | None]]:
         """Up to `limit` pictures and a person's newest rating of each in its own session, None if there is none.
 
-        With `keys` these pictures, in this order; else the session's, newest first.
+        With `keys` these pictures, in this order; else the session's, or those of all sessions, newest first.
         """
-        chosen = [IMAGES.c.key.in_(keys[:BATCH])] if keys else [IMAGES.c.session == session]
+        chosen = [IMAGES.c.key.in_(keys[:BATCH])] if keys else [] if session is None else [IMAGES.c.session == session]
         with self._database.read() as connection:
             held = holding_ratings(
                 RATINGS.c.source.in_(PEOPLE), RATINGS.c.image_id.in_(select(IMAGES.c.id).where(*chosen))

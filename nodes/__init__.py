@@ -20,6 +20,7 @@ from .route import AtelierModelTreeRouter
 from .score import AtelierScoreImages
 from .scorers import AtelierCombineScorers, AtelierLoadScorer
 from .session_view import AtelierSessionView
+from .taste import AtelierLoadTaste
 from .train import AtelierTrainInstructPix2Pix
 from .train_data import AtelierMakeEditDataset
 from .tree import AtelierBuildModelTree, AtelierModelTreeView
@@ -45,6 +46,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierGuidanceGrid,
     AtelierEditPlan,
     AtelierLoadScorer,
+    AtelierLoadTaste,
     AtelierCombineScorers,
     AtelierScoreImages,
     AtelierMakeEditDataset,

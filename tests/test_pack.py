@@ -38,6 +38,7 @@ NODES = (
     "AtelierGuidanceGrid",
     "AtelierEditPlan",
     "AtelierLoadScorer",
+    "AtelierLoadTaste",
     "AtelierCombineScorers",
     "AtelierScoreImages",
     "AtelierMakeEditDataset",
