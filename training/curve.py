@@ -13,9 +13,13 @@ WIDTH, HEIGHT = 768, 432
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 48, 44
 """Margins around the lines, in px."""
 PAPER, INK, QUIET, GRID = "#ffffff", "#2b2f36", "#7d8590", "#e3e6ea"
-COLOURS = {"loss": "#1769d2", "told_and_shown": "#0b8a4b"}
+COLOURS = {"loss": "#1769d2", "told_and_shown": "#0b8a4b", "entities": "#b4541a"}
 """The columns of the log that are drawn."""
-NAMES = {"loss": "loss", "told_and_shown": "error with instruction and picture, unweighted"}
+NAMES = {
+    "loss": "loss",
+    "told_and_shown": "error with instruction and picture, unweighted",
+    "entities": "how far entities and attributes look apart",
+}
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -52,6 +56,12 @@ def draw_curve(title: str, rows: Rows) -> Image.Image:
         pen.text((WIDTH - RIGHT, 8 + 18 * number), label, fill=COLOURS[name], font=font, anchor="ra")
     pen.text((WIDTH - RIGHT, HEIGHT - 6), "steps", fill=QUIET, font=font, anchor="rs")
     return picture
+
+
+def draw_sheet(pictures: Mapping[str, np.ndarray], rows: Rows) -> Image.Image:
+    """Pictures, uint8 [H, W, 3] by their captions, each with the start of its own under it, and the curve below."""
+    width = WIDTH // len(pictures) // 8
+    return draw_progress("", {caption[:width]: pixels for caption, pixels in pictures.items()}, rows)
 
 
 def draw_progress(instruction: str, pictures: Mapping[str, np.ndarray], rows: Rows) -> Image.Image:

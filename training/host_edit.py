@@ -22,9 +22,10 @@ from torch import Tensor
 from ..attention.fabric import model_conds
 from ..attention.patches import check_fit, encode_text, join_texts
 from .curve import draw_progress, read_log
+from .denoising import Sampling
 from .edit_shards import EditSample
 from .host_unet import EditUnet, edit_unet
-from .instruct_pix2pix import EditLatents, Encode, Sampling, edit_loss
+from .instruct_pix2pix import EditLatents, Encode, edit_loss
 from .loop import EachStep, Plan, Progress, train
 from .sample_edit import sample_edit
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from ..attention.patches import is_picture_unet
-from .instruct_pix2pix import FIRST, Sampling, widen
+from .denoising import Sampling
+from .instruct_pix2pix import FIRST, widen
 from .loop import replace_file
 
 _UNET = "diffusion_model."
@@ -48,10 +49,15 @@ class EditUnet:
 
     def sampling(self, device: torch.device) -> Sampling:
         """The noise levels on a device, by number: `sigma(n)` is `sigmas[n]`."""
-        levels = copy.deepcopy(self.host_sampling).to(device)
-        if isinstance(levels, comfy.model_sampling.ModelSamplingContinuousEDM):
-            levels.sigma = lambda number: levels.sigmas[number]
-        return levels
+        return training_levels(self.host_sampling, device)
+
+
+def training_levels(host_sampling: torch.nn.Module, device: torch.device) -> Sampling:
+    """A copy of the host's noise levels on a device, by number: `sigma(n)` is `sigmas[n]`."""
+    levels = copy.deepcopy(host_sampling).to(device)
+    if isinstance(levels, comfy.model_sampling.ModelSamplingContinuousEDM):
+        levels.sigma = lambda number: levels.sigmas[number]
+    return levels
 
 
 def edit_unet(model: comfy.model_patcher.ModelPatcher) -> EditUnet:
@@ -80,7 +86,13 @@ def edit_unet(model: comfy.model_patcher.ModelPatcher) -> EditUnet:
         weights[FIRST] = widen(weights[FIRST])
     sampling = model.get_model_object("model_sampling")
     marks = _marks(sampling)
-    return EditUnet(_host_model(weights, marks, name), copy.deepcopy(sampling).to(_CPU), marks, start)
+    base = host_model(weights, marks)
+    if not isinstance(base, comfy.model_base.IP2P):
+        raise ValueError(
+            f"ComfyUI opens edit models of the SD1.5 and SDXL layouts only, and the connected {name} is of neither. "
+            "SD2.x, SSD-1B, the SDXL refiner and other relatives cannot be trained to edit."
+        )
+    return EditUnet(base, copy.deepcopy(sampling).to(_CPU), marks, start)
 
 
 def baked_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
@@ -92,19 +104,14 @@ def baked_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
     return weights
 
 
-def _host_model(weights: dict[str, Tensor], marks: Mapping[str, Tensor], name: str) -> comfy.model_base.BaseModel:
-    """The model that the host makes of these weights, which must be an edit model."""
+def host_model(weights: Mapping[str, Tensor], marks: Mapping[str, Tensor]) -> comfy.model_base.BaseModel | None:
+    """The model that the host makes of a UNet's weights, float32 on the CPU; None if it knows no such model."""
     state = {**weights, **marks}
     config = comfy.model_detection.model_config_from_unet(state, "")
-    base = None
-    if config is not None:
-        config.set_inference_dtype(torch.float32, None)
-        base = config.get_model(state, "", device=_CPU)
-    if not isinstance(base, comfy.model_base.IP2P):
-        raise ValueError(
-            f"ComfyUI opens edit models of the SD1.5 and SDXL layouts only, and the connected {name} is of neither. "
-            "SD2.x, SSD-1B, the SDXL refiner and other relatives cannot be trained to edit."
-        )
+    if config is None:
+        return None
+    config.set_inference_dtype(torch.float32, None)
+    base = config.get_model(state, "", device=_CPU)
     base.load_model_weights(dict(weights), "")
     return base
 

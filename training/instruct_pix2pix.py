@@ -10,35 +10,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .denoising import Sampling, denoising_errors
+
 DROPOUT = 0.05
 """How many samples lose only their instruction, how many only their picture, and how many both."""
-
-LOW_NOISE_CAP = 5.0
-"""The loss at low noise is weighed down as in min-SNR (arXiv 2303.09556), which has this number."""
 
 FIRST = "input_blocks.0.0.weight"
 """The host's name of a UNet's first convolution."""
 
 Encode = Callable[[Sequence[str]], Mapping[str, Any]]
 """What a UNet takes beside the latent and the step for these instructions, such as `context` [N, tokens, width]."""
-
-
-class Sampling(Protocol):
-    """The part of the host's `model_sampling` that training needs. Sigmas [N] are of its own noise scale."""
-
-    sigmas: Tensor
-
-    def sigma(self, timestep: Tensor) -> Tensor: ...
-    def timestep(self, sigma: Tensor) -> Tensor: ...
-    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor: ...
-    def calculate_input(self, sigma: Tensor, noisy: Tensor) -> Tensor: ...
-    def calculate_denoised(self, sigma: Tensor, output: Tensor, noisy: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -83,8 +70,7 @@ def edit_loss(
 ) -> dict[str, Tensor]:
     """The loss of a random batch, in whatever the UNet predicts, be it noise or velocity.
 
-    The host's `calculate_denoised` is affine in the output, denoised = a - b · output, so the output that would be
-    right is (a - latent) / b. `precision` is that of autocast, None for none.
+    `precision` is that of autocast, None for none.
     """
     picks = rng.integers(0, len(data.before), batch)
     no_text, no_image = dropped(rng, batch)
@@ -92,15 +78,11 @@ def edit_loss(
     latent, image = (part[torch.from_numpy(picks)].to(device, torch.float32) for part in (data.after, data.before))
     image = image * torch.from_numpy(~no_image).to(device, torch.float32).view(-1, 1, 1, 1)
     texts = ["" if lost else data.instructions[pick] for pick, lost in zip(picks, no_text, strict=True)]
-    sigma = sampling.sigma(torch.from_numpy(rng.integers(0, len(sampling.sigmas), batch)).to(device))
-    noisy = sampling.noise_scaling(sigma, torch.randn_like(latent), latent)
-    start = sampling.calculate_denoised(sigma, torch.zeros_like(noisy), noisy)
-    slope = start - sampling.calculate_denoised(sigma, torch.ones_like(noisy), noisy)
-    cast = contextlib.nullcontext() if precision is None else torch.autocast(device.type, precision)
-    with cast:
-        shown = torch.cat([sampling.calculate_input(sigma, noisy), image], 1)
-        output = unet(shown, sampling.timestep(sigma).float(), **encode(texts)).float()
-    error = ((output - (start - latent) / slope) ** 2).mean((1, 2, 3))
-    weight = ((LOW_NOISE_CAP + 1) * slope.square().mean((1, 2, 3))).clamp(max=1)
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        with contextlib.nullcontext() if precision is None else torch.autocast(device.type, precision):
+            return unet(torch.cat([noisy, image], 1), timestep, **encode(texts))
+
+    error, weight = denoising_errors(sampling, latent, rng, predict)
     seen = torch.from_numpy(~(no_text | no_image)).to(device)
     return {"loss": (error * weight).mean(), "told_and_shown": error[seen].mean().nan_to_num()}

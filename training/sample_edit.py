@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.guidance import FULL, NEITHER, PICTURE, combine
-from .instruct_pix2pix import Encode, Sampling
+from .denoising import Sampling
+from .instruct_pix2pix import Encode
 
 STEPS, TEXT_SCALE, IMAGE_SCALE, SEED = 12, 7.5, 1.5, 0
 """The scales are the paper's defaults."""

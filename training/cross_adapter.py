@@ -1,0 +1,147 @@
+"""Training a Cross-Adapter: noise prediction, and attention that entities guide (LLM4GEN, arXiv 2407.00737).
+
+The UNet is frozen, or follows by low-rank weights. A caption in ten is dropped, so that guidance works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..attention.cross_adapter import CrossAdapter
+from .denoising import Sampling, denoising_errors
+
+CAPTION_DROPOUT = 0.1
+Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""For each entity of a caption: its tokens and those of an attribute, counted among the language model's."""
+
+
+@dataclass(frozen=True)
+class CaptionedLatents:
+    """Pictures as latents, and their captions as features; the last caption is the empty one and has no picture.
+
+    latents: [N, channels, H, W] in the model's own scale.
+    text: [N + 1, tokens, text width], what the text encoder makes of the captions.
+    llm: [N + 1, tokens, llm width], what the language model makes of them.
+    vectors: [N + 1, width], what the model wants beside, as SDXL does, or None.
+    pairs: N entries.
+    """
+
+    latents: Tensor
+    text: Tensor
+    llm: Tensor
+    vectors: Tensor | None = None
+    pairs: Sequence[Pairs] = ()
+
+    def __post_init__(self) -> None:
+        if not len(self.latents):
+            raise ValueError("There is no picture to learn from.")
+        if not len(self.latents) + 1 == len(self.text) == len(self.llm):
+            raise ValueError("Each picture needs a caption, and the empty caption stands behind them.")
+
+
+@dataclass
+class EntityMaps:
+    """Computes cross-attention by two matrix products, and compares where entities and attributes look.
+
+    It is the override of the host's attention (`optimized_attention_override`). With no pairs, or on self-attention,
+    it passes on to `plain`.
+
+    rows: for each row of the batch, its pairs, counted among all tokens.
+    length: tokens of the context, by which cross-attention is told from self-attention.
+    """
+
+    plain: Callable[..., Tensor]
+    rows: Sequence[Pairs]
+    length: int
+    distances: list[Tensor] = field(default_factory=list)
+
+    def attend(
+        self, _: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        if k.shape[1] != self.length or q.shape[1] == self.length or not any(self.rows):
+            return self.plain(q, k, v, heads, *args, **kwargs)
+        split = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v)]
+        scores = split[0] @ split[1].transpose(-1, -2) * split[0].shape[-1] ** -0.5
+        weights = scores.softmax(-1)
+        self._compare(weights.mean(1).float())
+        return (weights.to(v.dtype) @ split[2]).transpose(1, 2).flatten(2)
+
+    def _compare(self, maps: Tensor) -> None:
+        """Adds what the pairs of a layer are apart; `maps` are [B, places, tokens]."""
+        for row, pairs in zip(maps, self.rows, strict=True):
+            for entity, attribute in pairs:
+                one, other = (row[:, list(tokens)].mean(1) for tokens in (entity, attribute))
+                self.distances.append(1 - torch.cosine_similarity(one, other, dim=0))
+
+    def loss(self) -> Tensor:
+        """Mean over layers and pairs of one minus the cosine of the two maps: 0 where they look at the same places."""
+        return torch.stack(self.distances).mean() if self.distances else torch.zeros(())
+
+
+def adapter_loss(
+    unet: nn.Module,
+    adapter: CrossAdapter | None,
+    sampling: Sampling,
+    data: CaptionedLatents,
+    rng: np.random.Generator,
+    batch: int,
+    plain: Callable[..., Tensor],
+    precision: torch.dtype | None = torch.bfloat16,
+    entity_weight: float = 0.0,
+) -> dict[str, Tensor]:
+    """The loss of a random batch; with no adapter, the UNet sees the text encoder's tokens alone.
+
+    Args:
+        plain: attention on [B, N, C] that has a gradient, with the host's arguments.
+        precision: that of autocast, None for none.
+        entity_weight: how much the distance of the maps counts. 0 leaves it out.
+    """
+    picks = rng.integers(0, len(data.latents), batch)
+    dropped = rng.random(batch) < CAPTION_DROPOUT
+    rows = torch.from_numpy(np.where(dropped, len(data.latents), picks))
+    device = next(unet.parameters()).device
+    latent = data.latents[torch.from_numpy(picks)].to(device, torch.float32)
+    text, llm = (part[rows].to(device, torch.float32) for part in (data.text, data.llm))
+    more = {} if data.vectors is None else {"y": data.vectors[rows].to(device, torch.float32)}
+    shift = text.shape[1]
+    told: list[Pairs] = [()] * batch
+    if adapter is not None and entity_weight and data.pairs:
+        told = [() if lost else _shifted(data.pairs[pick], shift) for pick, lost in zip(picks, dropped, strict=True)]
+    maps = EntityMaps(plain, told, shift + llm.shape[1])
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        with contextlib.nullcontext() if precision is None else torch.autocast(device.type, precision):
+            context = text if adapter is None else adapter(text, llm)
+            options = {"optimized_attention_override": maps.attend}
+            return unet(noisy, timestep, context=context, transformer_options=options, **more)
+
+    error, weight = denoising_errors(sampling, latent, rng, predict)
+    found = {"loss": (error * weight).mean()}
+    if entity_weight:
+        found["entities"] = maps.loss().to(device)
+        found["loss"] = found["loss"] + entity_weight * found["entities"]
+    return found
+
+
+def _shifted(pairs: Pairs, by: int) -> Pairs:
+    return [([token + by for token in entity], [token + by for token in attribute]) for entity, attribute in pairs]
+
+
+def adapter_file(
+    adapter: CrossAdapter, weights: Mapping[str, Tensor], tokens: int, prefix: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of an adapter's file, in the released layout, which the released code opens too."""
+    about = {
+        "atelier.heads": str(adapter.shape.heads),
+        "atelier.llm_tokens": str(tokens),
+        "atelier.llm_prefix": prefix,
+        "modelspec.title": "Cross-Adapter",
+    }
+    return {name: weights[name].detach().float().cpu().contiguous() for name in adapter.state_dict()}, about

@@ -1,0 +1,46 @@
+"""The loss of a diffusion model on a random batch, by the host's own noise levels and whatever the model predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LOW_NOISE_CAP = 5.0
+"""The loss at low noise is weighed down as in min-SNR (arXiv 2303.09556), which has this number."""
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""What the model says, from the scaled input [N, C, H, W] and the timestep [N]."""
+
+
+class Sampling(Protocol):
+    """The part of the host's `model_sampling` that training needs. Sigmas [N] are of its own noise scale."""
+
+    sigmas: Tensor
+
+    def sigma(self, timestep: Tensor) -> Tensor: ...
+    def timestep(self, sigma: Tensor) -> Tensor: ...
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor: ...
+    def calculate_input(self, sigma: Tensor, noisy: Tensor) -> Tensor: ...
+    def calculate_denoised(self, sigma: Tensor, output: Tensor, noisy: Tensor) -> Tensor: ...
+
+
+def denoising_errors(
+    sampling: Sampling, latent: Tensor, rng: np.random.Generator, predict: Predict
+) -> tuple[Tensor, Tensor]:
+    """The squared error of each latent [N, C, H, W] at a random noise level, and its weight: [N] each.
+
+    The host's `calculate_denoised` is affine in the output, denoised = a - b · output, so the output that would be
+    right is (a - latent) / b, be it noise or velocity.
+    """
+    number = torch.from_numpy(rng.integers(0, len(sampling.sigmas), len(latent))).to(latent.device)
+    sigma = sampling.sigma(number)
+    noisy = sampling.noise_scaling(sigma, torch.randn_like(latent), latent)
+    start = sampling.calculate_denoised(sigma, torch.zeros_like(noisy), noisy)
+    slope = start - sampling.calculate_denoised(sigma, torch.ones_like(noisy), noisy)
+    output = predict(sampling.calculate_input(sigma, noisy), sampling.timestep(sigma).float()).float()
+    error = ((output - (start - latent) / slope) ** 2).mean((1, 2, 3))
+    return error, ((LOW_NOISE_CAP + 1) * slope.square().mean((1, 2, 3))).clamp(max=1)

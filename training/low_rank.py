@@ -1,0 +1,44 @@
+"""Low-rank weights on a frozen module (LoRA, arXiv 2106.09685), and their file, which the stock LoRA loader opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_MARK = ".parametrizations.weight.0."
+
+
+class LowRank(nn.Module):
+    """A weight plus `up @ down`, shaped like the weight. `up` starts at zero, so training starts at the weight."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        rows, columns = weight.shape[0], weight[0].numel()
+        rank = min(rank, rows, columns)
+        self.down = nn.Parameter(torch.randn(rank, columns, device=weight.device) / columns**0.5)
+        self.up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.up @ self.down).view_as(weight)
+
+
+def add_low_rank(module: nn.Module, rank: int) -> None:
+    """Freezes the module, and puts trainable low-rank weights on each of its linear layers and convolutions."""
+    module.requires_grad_(False)
+    for layer in list(module.modules()):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+
+
+def lora_file(weights: Mapping[str, Tensor], prefix: str = "diffusion_model.") -> dict[str, Tensor]:
+    """Trained low-rank weights by parameter name, as the tensors of a LoRA file, fp16."""
+    made = {}
+    for name, weight in weights.items():
+        layer, mark, part = name.partition(_MARK)
+        if mark:
+            key = f"{prefix}{layer}.lora_{part}.weight"
+            made[key] = weight.detach().half().cpu().contiguous()
+    return made
