@@ -37,12 +37,15 @@ IN_FOLDER = "folder: "
 
 
 def register_folder() -> None:
-    """Make `models/cross_adapters` known to the host, beside what extra_model_paths.yaml names. Safe to call twice."""
+    """Make `models/cross_adapters`, and the folder of those that were trained here, known to the host.
+
+    They stand beside what extra_model_paths.yaml names. Safe to call twice.
+    """
     paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER_KEY, ([], set()))
-    own = str(Path(folder_paths.models_dir) / FOLDER_KEY)
+    own = [str(Path(base) / FOLDER_KEY) for base in (folder_paths.models_dir, folder_paths.get_output_directory())]
     # A key from the yaml file has no extensions, and that would list every file.
-    both = ([*paths, *([] if own in paths else [own])], set(extensions) | EXTENSIONS)
-    folder_paths.folder_names_and_paths[FOLDER_KEY] = both
+    every = [*paths, *(path for path in own if path not in paths)]
+    folder_paths.folder_names_and_paths[FOLDER_KEY] = (every, set(extensions) | EXTENSIONS)
 
 
 register_folder()

@@ -153,20 +153,24 @@ def _settings() -> list[io.Input]:
     ]
 
 
-def places(name: str) -> tuple[Path, Path]:
-    """The checkpoint's file, where the stock loader finds it, and the folder of the training's state.
+def places(name: str, key: str = "checkpoints") -> tuple[Path, Path]:
+    """The file that a training makes, where the stock loader finds it, and the folder of the training's state.
+
+    Args:
+        key: the host's name of the folder of such files.
 
     Raises:
-        ValueError: It is no name of a file, or of another checkpoint.
+        ValueError: It is no name of a file, or that of another one.
     """
+    what = key.removesuffix("s").replace("_", " ")
     name = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"\w[\w .-]*", name) or name.endswith("."):
-        raise ValueError(f"{name!r} is no name for a checkpoint. Use letters, digits, spaces, and . _ - between them.")
+        raise ValueError(f"{name!r} is no name for a {what}. Use letters, digits, spaces, and . _ - between them.")
     output = Path(folder_paths.get_output_directory())
-    file = output / "checkpoints" / f"{name}.safetensors"
-    other = folder_paths.get_full_path("checkpoints", file.name)
+    file = output / key / f"{name}.safetensors"
+    other = folder_paths.get_full_path(key, file.name)
     if other is not None and Path(other).resolve() != file.resolve():
-        raise ValueError(f"There is a checkpoint {file.name} already, in {Path(other).parent}. Choose another name.")
+        raise ValueError(f"There is a {what} {file.name} already, in {Path(other).parent}. Choose another name.")
     return file, output / "atelier_training" / name
 
 
@@ -179,14 +183,14 @@ def check_free(file: Path, folder: Path) -> None:
     )
 
 
-def data_folder(dataset: str) -> Path:
+def data_folder(dataset: str, node: str = "Make Edit Dataset") -> Path:
     """The folder of a data set; one that is not absolute is in the output folder.
 
     Raises:
-        ValueError: None is given.
+        ValueError: None is given. `node` is named as one that makes them.
     """
     if not dataset.strip():
-        raise ValueError("There is no data set. Link Make Edit Dataset, or write the path of its folder into dataset.")
+        raise ValueError(f"There is no data set. Link {node}, or write the path of a folder into dataset.")
     return Path(folder_paths.get_output_directory()) / dataset.strip()
 
 

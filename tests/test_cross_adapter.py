@@ -1,0 +1,174 @@
+"""The Cross-Adapter of LLM4GEN: the module against the paper's arithmetic, its files, and what the host makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from atelier.attention.cross_adapter import AdapterShape, CrossAdapter, is_cross_adapter, read_adapter
+from atelier.nodes.cross_adapter import open_adapter
+from safetensors.torch import save_file
+from torch import Tensor
+
+NAMES = ("llm_proj", "q_proj", "k_proj", "v_proj", "out_proj", "q_norm", "kv_norm", "norm", "FFN.0", "FFN.2")
+RELEASED = AdapterShape(2048, 768)
+
+
+def random_state(shape: AdapterShape, seed: int = 0) -> dict[str, Tensor]:
+    """Weights of the released layout, none of them zero."""
+    generator, width = torch.Generator().manual_seed(seed), shape.text_width
+    sizes = {"llm_proj": (width, shape.llm_width), "FFN.0": (4 * width, width), "FFN.2": (width, 4 * width)}
+    state = {}
+    for layer in range(shape.layers):
+        for name in NAMES:
+            size = (width,) if "norm" in name else sizes.get(name, (width, width))
+            scale = 1 / math.sqrt(size[-1])
+            state[f"CrossFusionModule.{layer}.{name}.weight"] = torch.randn(size, generator=generator) * scale
+            state[f"CrossFusionModule.{layer}.{name}.bias"] = torch.randn(size[0], generator=generator) * scale
+    return state
+
+
+def norm(x: list[float], weight: list[float], bias: list[float]) -> list[float]:
+    mean = sum(x) / len(x)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in x) / len(x) + 1e-5)
+    return [(v - mean) / spread * w + b for v, w, b in zip(x, weight, bias, strict=True)]
+
+
+def linear(x: list[float], weight: list[list[float]], bias: list[float]) -> list[float]:
+    return [sum(v * w for v, w in zip(x, row, strict=True)) + b for row, b in zip(weight, bias, strict=True)]
+
+
+def naive_layer(text: list[list[float]], llm: list[list[float]], state: dict[str, Tensor], heads: int) -> list:
+    """The fused tokens of one prompt, with lists and loops, from the paper's equations and the released names."""
+
+    def get(name: str) -> tuple[list, list]:
+        return state[f"{name}.weight"].double().tolist(), state[f"{name}.bias"].double().tolist()
+
+    llm = [linear(token, *get("llm_proj")) for token in llm]
+    seen = [norm(token, *get("q_norm")) for token in text]
+    asked = [linear(norm(token, *get("kv_norm")), *get("q_proj")) for token in llm]
+    keys, values = ([linear(token, *get(name)) for token in seen] for name in ("k_proj", "v_proj"))
+    size, out = len(asked[0]) // heads, []
+    for token, query in zip(llm, asked, strict=True):
+        gathered = []
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            scores = [sum(a * b for a, b in zip(query[part], key[part], strict=True)) / math.sqrt(size) for key in keys]
+            top = max(scores)
+            weights = [math.exp(score - top) for score in scores]
+            for channel in range(size):
+                column = [value[part][channel] for value in values]
+                gathered.append(sum(w * v for w, v in zip(weights, column, strict=True)) / sum(weights))
+        token = [a + b for a, b in zip(token, linear(gathered, *get("out_proj")), strict=True)]
+        inner = [v / (1 + math.exp(-1.702 * v)) for v in linear(norm(token, *get("norm")), *get("FFN.0"))]
+        out.append([a + b for a, b in zip(token, linear(inner, *get("FFN.2")), strict=True)])
+    return out
+
+
+def naive(text: Tensor, llm: Tensor, state: dict[str, Tensor], shape: AdapterShape) -> Tensor:
+    rows = []
+    for one, features in zip(text.double().tolist(), llm.double().tolist(), strict=True):
+        for layer in range(shape.layers):
+            own = {
+                name.removeprefix(f"CrossFusionModule.{layer}."): value
+                for name, value in state.items()
+                if name.startswith(f"CrossFusionModule.{layer}.")
+            }
+            one = one + naive_layer(one, features, own, shape.heads)
+        rows.append(one)
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("shape", [AdapterShape(24, 16, 8), AdapterShape(12, 32, 4, layers=2)])
+def test_agrees_with_the_papers_arithmetic(shape: AdapterShape) -> None:
+    state = random_state(shape)
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randn(2, 5, shape.text_width, generator=generator)
+    llm = torch.randn(2, 3, shape.llm_width, generator=generator)
+    found = read_adapter(state, shape.heads)(text, llm)
+    torch.testing.assert_close(found, naive(text, llm, state, shape).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_released_layout_loads_and_saves_back_as_it_was() -> None:
+    state = random_state(RELEASED)
+    assert len(state) == 20
+    assert sum(weight.numel() for weight in state.values()) == 8_663_040
+    saved = read_adapter(state).state_dict()
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[name], weight) for name, weight in state.items())
+
+
+def test_text_tokens_stay_and_strength_scales_the_others() -> None:
+    shape = AdapterShape(24, 16)
+    adapter, text, llm = read_adapter(random_state(shape)), torch.randn(1, 4, 16), torch.randn(1, 3, 24)
+    whole, half, none = (adapter(text, llm, strength) for strength in (1.0, 0.5, 0.0))
+    assert all(torch.equal(found[:, :4], text) for found in (whole, half, none))
+    torch.testing.assert_close(half[:, 4:], whole[:, 4:] / 2)
+    assert not none[:, 4:].any()
+    assert whole.shape == (1, 7, 16)
+
+
+def test_a_masked_text_token_is_not_looked_at() -> None:
+    shape = AdapterShape(24, 16)
+    adapter, text, llm = read_adapter(random_state(shape)), torch.randn(1, 4, 16), torch.randn(1, 3, 24)
+    mask = torch.tensor([[True, True, True, False]])
+    other = text.clone()
+    other[:, 3] = 9.0
+    torch.testing.assert_close(adapter(text, llm, mask=mask)[:, 4:], adapter(other, llm, mask=mask)[:, 4:])
+    torch.testing.assert_close(adapter(text, llm, mask=mask)[:, 4:], adapter(text[:, :3], llm)[:, 3:])
+    assert not torch.allclose(adapter(text, llm)[:, 4:], adapter(other, llm)[:, 4:])
+
+
+def test_what_does_not_fit_is_told_tensor_by_tensor() -> None:
+    state = random_state(AdapterShape(24, 16))
+    state["CrossFusionModule.0.k_proj.weight"] = torch.zeros(16, 15)
+    del state["CrossFusionModule.0.norm.bias"]
+    state["CrossFusionModule.0.extra"] = torch.zeros(1)
+    with pytest.raises(ValueError) as told:
+        read_adapter(state)
+    for part in ("k_proj.weight", "[16, 15]", "[16, 16]", "norm.bias is missing", "extra is unknown"):
+        assert part in str(told.value)
+    with pytest.raises(ValueError, match=r"no CrossFusionModule\.0\.llm_proj"):
+        read_adapter({"lora_up.weight": torch.zeros(2, 2)})
+    assert not is_cross_adapter({"lora_up.weight": torch.zeros(2, 2)})
+
+
+def test_an_input_of_another_width_is_named() -> None:
+    adapter = CrossAdapter(AdapterShape(24, 16))
+    with pytest.raises(ValueError, match=r"language model of width 24, and this one's is 20"):
+        adapter(torch.zeros(1, 2, 16), torch.zeros(1, 2, 20))
+    with pytest.raises(ValueError, match=r"text encoder of width 16, and this one's is 17"):
+        adapter(torch.zeros(1, 2, 17), torch.zeros(1, 2, 24))
+
+
+def test_files_say_how_they_read_and_released_ones_need_not(tmp_path) -> None:
+    state = random_state(AdapterShape(24, 16))
+    torch.save(state, tmp_path / "projector.pth")
+    released = open_adapter(tmp_path / "projector.pth")
+    assert (released.tokens, released.prefix, released.module.shape.heads) == (256, "pre ", 8)
+    about = {"atelier.llm_tokens": "40", "atelier.llm_prefix": "", "atelier.heads": "4"}
+    save_file(state, tmp_path / "own.safetensors", about)
+    own = open_adapter(tmp_path / "own.safetensors")
+    assert (own.tokens, own.prefix, own.module.shape.heads) == (40, "", 4)
+
+
+class Code:
+    """Runs something when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("code of a file ran",)
+
+
+def test_bad_files_are_refused(tmp_path, capsys) -> None:
+    torch.save({"weight": Code()}, tmp_path / "code.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x40\x00\x00\x00\x00\x00\x00\x00{")
+    (tmp_path / "noise.pth").write_bytes(b"noise")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    save_file({"lora.up.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
+    for name in ("code.pth", "cut.safetensors", "noise.pth", "empty.safetensors"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+            open_adapter(tmp_path / name)
+    with pytest.raises(ValueError, match="A LoRA goes into models/loras"):
+        open_adapter(tmp_path / "lora.safetensors")
+    assert "code of a file ran" not in capsys.readouterr().out
