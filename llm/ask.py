@@ -16,7 +16,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
 from .answers import MAX_SHOWN, AnswerT, BadAnswer, json_schema, read_answer, without_reasoning
-from .backend import LLM, LLMAnswerError, LLMError, Message, Mode, Reply, Request
+from .backend import LLM, LLMAnswerError, LLMError, Message, Mode, Picture, Reply, Request
 from .prompts import Question, fragment, neutralise
 
 CACHED_ANSWERS = 1024
@@ -144,14 +144,18 @@ def _request(question: Question, answer: type[AnswerT]) -> Request:
     schema = json_schema(answer)
     form = fragment("answer", schema=json.dumps(schema, ensure_ascii=False))
     system = Message("system", f"{neutralise(question.system)}\n\n{form}")
-    return Request((system, Message("user", neutralise(question.user))), schema)
+    return Request((system, Message("user", neutralise(question.user), question.picture)), schema)
 
 
 def _key(llm: LLM, request: Request) -> str:
     """A digest of all that an answer depends on."""
-    turns = [(message.role, message.content) for message in request.messages]
+    turns = [(message.role, message.content, _digest(message.picture)) for message in request.messages]
     data = [type(llm).__name__, *llm.identity(), llm.seed, llm.temperature, turns, request.schema]
     return hashlib.sha256(json.dumps(data, ensure_ascii=True, default=str).encode()).hexdigest()
+
+
+def _digest(picture: Picture | None) -> str:
+    return hashlib.sha256(picture.jpeg).hexdigest() if picture else ""
 
 
 def _again(request: Request, reply: Reply, why: str) -> Request:

@@ -7,7 +7,7 @@ key: keys are looked up by profile name at the moment of the call (`profiles.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 LLM_TYPE = "ATELIER_LLM"
@@ -16,6 +16,13 @@ LLM_TYPE = "ATELIER_LLM"
 Mode = Literal["grammar", "schema", "json", "text"]
 """How the model is held to the answer's form: by a grammar while it decodes, by the server with the JSON
 schema, by the server with any JSON, or by the words of the question alone."""
+
+
+SEEING = (
+    "For pictures, take a model that can see: LLM Server with one such as qwen3-vl or gemma3, or LLM from CLIP with a "
+    "Qwen3-VL, Qwen3.5, Gemma 3 or Gemma 4 text encoder that has its vision part."
+)
+"""Advice for errors of models that cannot see."""
 
 
 class LLMError(Exception):
@@ -38,11 +45,19 @@ class LLMAnswerError(LLMError):
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture for a model that can see: the bytes of a JPEG file. `pictures.read_picture` makes one."""
+
+    jpeg: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation, with a picture before its text or without one."""
 
     role: Literal["system", "user", "assistant"]
     content: str
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +127,6 @@ class LLM(Protocol):
         """Send one request and wait for the whole reply.
 
         Raises:
-            LLMError: no reply came.
+            LLMError: no reply came. An LLMSetupError if there is a picture and the model is known not to see.
         """
         ...

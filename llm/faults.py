@@ -85,7 +85,7 @@ async def _explain_status(
         return LLMConnectionError(f"{url} fails ({status}): {said}. Look at the server's log, or try again.")
     return LLMSetupError(
         f"{url} refuses the question ({status}): {said}. If it is too long for the model, raise the context on the "
-        "server, or lower max_tokens."
+        "server, or lower max_tokens. If a picture goes with it, take a model that can see."
     )
 
 

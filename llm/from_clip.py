@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import re
 import uuid
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .backend import Hooks, LLMSetupError, Message, Reply, Request
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .backend import SEEING, Hooks, LLMSetupError, Message, Picture, Reply, Request
 
 CANNOT_GENERATE = (
     "This text encoder cannot write text: it only encodes. Load one that can with Load CLIP, for example a Qwen3, "
@@ -36,6 +42,8 @@ class ChatFormat:
     assistant: str
     opening: str
     """What the model's own turn begins with; an empty thought keeps a thinking model from thinking."""
+    picture: str = ""
+    """What stands in a turn for its picture; the host's tokenizer puts the picture there."""
 
 
 FORMATS = (
@@ -45,6 +53,7 @@ FORMATS = (
         "<|turn>user\n{}<turn|>\n",
         "<|turn>model\n{}<turn|>\n",
         "<|turn>model\n<|channel>thought\n<channel|>",
+        "<|image><|image|><image|>\n\n",
     ),
     ChatFormat(
         "<start_of_turn>",
@@ -52,6 +61,7 @@ FORMATS = (
         "<start_of_turn>user\n{}<end_of_turn>\n",
         "<start_of_turn>model\n{}<end_of_turn>\n",
         "<start_of_turn>model\n",
+        "<image_soft_token>\n\n",
     ),
     ChatFormat(
         "<|im_start|>",
@@ -59,6 +69,7 @@ FORMATS = (
         "<|im_start|>user\n{}<|im_end|>\n",
         "<|im_start|>assistant\n{}<|im_end|>\n",
         "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "<|vision_start|><|image_pad|><|vision_end|>",
     ),
     ChatFormat("[INST]", "[SYSTEM_PROMPT]{}[/SYSTEM_PROMPT]", "[INST]{}[/INST]", "{}</s>", ""),
 )
@@ -94,8 +105,12 @@ class ClipLLM:
         return _names().setdefault(model, uuid.uuid4().hex), str(self.clip.patcher.patches_uuid), self.max_tokens
 
     def complete(self, request: Request) -> Reply:
-        tokens = encode_chat(self.clip, request.messages)
-        with _watched(find_generator(self.clip), self.hooks.check):
+        tokens, generator = encode_chat(self.clip, request.messages), find_generator(self.clip)
+        shown = sum(message.picture is not None for message in request.messages)
+        # Tokenizers and models that know no pictures leave them out without a word.
+        if shown and (_pictures(tokens) != shown or not hasattr(generator, "preprocess_embed")):
+            raise LLMSetupError(f"{self.name} reads text only. {SEEING}")
+        with _watched(generator, self.hooks.check):
             # The host shows progress by itself while it generates.
             written = self.clip.generate(
                 tokens,
@@ -126,7 +141,7 @@ def find_generator(clip: Any) -> Any:
 
 
 def encode_chat(clip: Any, messages: tuple[Message, ...]) -> dict[str, list[list[tuple[Any, ...]]]]:
-    """The conversation as host tokens, up to where the model speaks.
+    """The conversation as host tokens, up to where the model speaks. One picture at the most is among them.
 
     Raises:
         LLMSetupError: a message holds something that this vocabulary reads as the structure of a conversation.
@@ -134,9 +149,13 @@ def encode_chat(clip: Any, messages: tuple[Message, ...]) -> dict[str, list[list
     vocabulary = _vocabulary(clip)
     chat = next((known for known in FORMATS if known.marker in vocabulary.values()), PLAIN)
 
+    pictures = [turn.picture for turn in messages if turn.picture is not None]
+    media = {"image": _pixels(pictures[0])} if pictures else {}
+
     def tokenize(turns: tuple[Message, ...]) -> dict[str, list[list[tuple[Any, ...]]]]:
-        text = "".join(getattr(chat, turn.role).format(turn.content) for turn in turns) + chat.opening
-        return clip.tokenize(_verbatim(text), llama_template="{}", skip_template=True, min_length=1)
+        said = [(turn.role, (chat.picture if turn.picture else "") + turn.content) for turn in turns]
+        text = "".join(getattr(chat, role).format(content) for role, content in said) + chat.opening
+        return clip.tokenize(_verbatim(text), llama_template="{}", skip_template=True, min_length=1, **media)
 
     def structure(tokens: dict[str, list[list[tuple[Any, ...]]]]) -> int:
         marks = {number for number, text in vocabulary.items() if _MARKER.fullmatch(text)}
@@ -144,9 +163,20 @@ def encode_chat(clip: Any, messages: tuple[Message, ...]) -> dict[str, list[list
 
     tokens = tokenize(messages)
     # Markers are taken apart before they come here. Should one be unknown there, its tokens give it away.
-    if structure(tokens) != structure(tokenize(tuple(Message(turn.role, "x") for turn in messages))):
+    if structure(tokens) != structure(tokenize(tuple(replace(turn, content="x") for turn in messages))):
         raise LLMSetupError("The text holds a marker of this model's conversations, such as <|im_start|>. Take it out.")
     return tokens
+
+
+def _pixels(picture: Picture) -> Tensor:
+    """A picture as the host has it: float [1, height, width, 3] from 0 to 1."""
+    with Image.open(io.BytesIO(picture.jpeg)) as opened:
+        return torch.from_numpy(np.array(opened.convert("RGB"), dtype=np.float32) / 255.0)[None]
+
+
+def _pictures(tokens: dict[str, list[list[tuple[Any, ...]]]]) -> int:
+    """How many pictures are among the tokens."""
+    return sum(isinstance(item[0], dict) and item[0].get("type") == "image" for item in next(iter(tokens.values()))[0])
 
 
 def _vocabulary(clip: Any) -> dict[int, str]:

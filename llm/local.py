@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backend import Hooks, LLMSetupError, Message, Reply, Request
+from .backend import SEEING, Hooks, LLMSetupError, Message, Reply, Request
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -63,6 +63,8 @@ class LocalLLM:
     def complete(self, request: Request) -> Reply:
         import torch
 
+        if any(message.picture for message in request.messages):
+            raise LLMSetupError(f"{self.name} reads text only. {SEEING}")
         local = self.ready()
         prompt = encode_chat(local.tokenizer, request.messages).to(local.model.device)
         grammar = Grammar(local.vocabulary, request.schema, prompt.shape[1])

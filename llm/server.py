@@ -8,13 +8,14 @@ short call and is remembered for the life of the process.
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backend import Hooks, LLMError, LLMSetupError, Mode, Reply, Request
+from .backend import Hooks, LLMError, LLMSetupError, Message, Mode, Reply, Request
 from .faults import expected_errors, explain, own_words, without_key
 from .ollama import keep_loaded
 from .profiles import resolve
@@ -164,11 +165,19 @@ async def _persist(
     raise AssertionError("the loop returns or raises")
 
 
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    """A turn as the protocol has it: a text, or a list of parts when there is a picture."""
+    if message.picture is None:
+        return message.content
+    url = f"data:image/jpeg;base64,{base64.b64encode(message.picture.jpeg).decode()}"
+    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": message.content}]
+
+
 def parameters(llm: ServerLLM, dialect: Dialect, request: Request) -> dict[str, Any]:
     """The body of one call."""
     body: dict[str, Any] = {
         "model": llm.model,
-        "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+        "messages": [{"role": message.role, "content": _content(message)} for message in request.messages],
         "temperature": llm.temperature,
         "seed": llm.seed,
         "max_tokens": llm.max_tokens,

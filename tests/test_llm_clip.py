@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 from atelier.llm.answers import json_schema
 from atelier.llm.ask import ask, ask_traced
-from atelier.llm.backend import Hooks, LLMAnswerError, LLMSetupError, Message, Reply, Request
+from atelier.llm.backend import Hooks, LLMAnswerError, LLMSetupError, Message, Picture, Reply, Request
 from atelier.llm.prompts import Question, slot
 from llm_servers import GOOD, QUESTION, Colour
+from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("fresh_memory")
 
@@ -142,6 +144,15 @@ def test_embedding_files_are_not_put_into_the_text(qwen: Any, tmp_path: Path) ->
         assert any(not isinstance(item[0], int) for item in plain["qwen3_4b"][0])
         _, tokens = text_of(qwen, (Message("system", "s"), Message("user", "a embedding:style b")))
     assert all(isinstance(token, int) for token in tokens)
+
+
+def test_encoder_that_only_reads_refuses_a_picture(qwen: Any) -> None:
+    from atelier.llm.from_clip import ClipLLM
+
+    data = io.BytesIO()
+    Image.new("RGB", (64, 32), "red").save(data, "JPEG")
+    with pytest.raises(LLMSetupError, match=r"reads text only.*Qwen3-VL"):
+        ask(ClipLLM(qwen, max_tokens=3), Question("s", "u", Picture(data.getvalue())), Colour)
 
 
 def test_encoder_is_cancelled_between_tokens(qwen: Any) -> None:

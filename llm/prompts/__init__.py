@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from ..backend import Picture
+
 FOLDER = Path(__file__).parent
 
 _CHAT_MARKERS = re.compile(
@@ -28,14 +30,15 @@ _CHAT_MARKERS = re.compile(
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: the system text says what to do, the user text holds what to do it with."""
+    """What is asked: the system text says what to do, the user text and the picture hold what to do it with."""
 
     system: str
     user: str
+    picture: Picture | None = None
 
 
-def question(template: str, /, **slots: str) -> Question:
-    """Fill the slots of `<template>.txt`.
+def question(template: str, picture: Picture | None = None, /, **slots: str) -> Question:
+    """Fill the slots of `<template>.txt`. A picture is shown before the user text.
 
     Raises:
         FileNotFoundError: there is no such template.
@@ -50,7 +53,8 @@ def question(template: str, /, **slots: str) -> Question:
     if wanted != set(slots):
         raise KeyError(f"The template {template} has the slots {sorted(wanted)}, not {sorted(slots)}.")
     filled = {name: slot(name, value) for name, value in slots.items()}
-    return Question(Template(system).substitute(filled).strip(), Template(user).substitute(filled).strip())
+    system, user = (Template(part).substitute(filled).strip() for part in (system, user))
+    return Question(system, user, picture)
 
 
 def fragment(name: str, /, **values: str) -> str:
