@@ -51,12 +51,12 @@ READERS: dict[str, Callable[[TextImageEncoder], Scorer]] = {
 register_folders()
 
 
-def clip_model_input() -> io.Input:
+def clip_model_input(remark: str = "") -> io.Input:
     return io.Combo.Input(
         "clip_model",
         options=model_names() or [NO_MODEL],
-        tooltip="A folder in models/clip_scorers with a CLIP model of open_clip or transformers, or with HPS_v2*.pt. "
-        "Not used when a CLIP Vision is linked.",
+        tooltip="A folder in models/clip_scorers with a CLIP model of open_clip or transformers, or with HPS_v2*.pt."
+        + remark,
     )
 
 
@@ -95,7 +95,7 @@ class AtelierLoadScorer(io.ComfyNode):
                     options=[RELEVANCE, TARGET, *list(READERS)[1:], AESTHETIC, DIVERSITY],
                     tooltip="What is measured. The target is a picture that you link.",
                 ),
-                clip_model_input(),
+                clip_model_input(" Not used when a CLIP Vision is linked."),
                 io.Image.Input(
                     "target", optional=True, tooltip="What pictures should be like. Of several, the mean counts."
                 ),

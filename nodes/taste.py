@@ -39,7 +39,7 @@ class AtelierLoadTaste(io.ComfyNode):
             description="Learns your taste from your thumbs and scores pictures by it: the chance that you like one.",
             search_aliases=["preference model", "reward model", "personal", "ratings", "thumbs", "my taste"],
             inputs=[
-                clip_model_input(),
+                clip_model_input(" Pictures and prompts are seen through it."),
                 io.String.Input(
                     "session",
                     default="",
