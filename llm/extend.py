@@ -22,12 +22,13 @@ from pydantic import BaseModel, model_validator
 
 from .ask import Trace, ask_traced, calls_of
 from .backend import LLM, LLMError
-from .placeholders import PLACEHOLDER, Hidden, hide
+from .content_guard import broken_promise
+from .placeholders import Hidden, hide
 from .prompts import question
 from .records import ModelRecord
 from .syntax import protect
 from .tags import STYLE_WORDS
-from .words import content_words, folded_words, mentions, missing_words, phrases, without_syntax
+from .words import content_words, folded_words, mentions, phrases, without_syntax
 
 MAX_CHARACTERS = 2000
 """Longest prompt that a model is asked to rewrite; a longer one gets the embedded default."""
@@ -243,15 +244,9 @@ def _answer_type(hidden: Hidden, negative: str, record: ModelRecord) -> type[Ext
 
 def _problem(text: str, hidden: Hidden, negative: str, record: ModelRecord) -> str | None:
     """What a rewrite breaks, or None."""
-    if problem := hidden.problem(text):
-        return problem
-    if PLACEHOLDER.findall(text) != PLACEHOLDER.findall(hidden.text):
-        return "the placeholders are not in their order"
-    if lost := _lost(hidden, text):
-        return f"these words of the prompt are missing: {', '.join(dict.fromkeys(lost))}"
     own = "\n".join(record.trigger_words)
-    if added := [piece for piece in protect(text)[1] if piece not in own]:
-        return f"this is prompt syntax that was not there: {added[0]}"
+    if problem := broken_promise(hidden, text, own=own):
+        return problem
     more = len(folded_words(text)) - len(folded_words(hidden.text)) - len(folded_words(own))
     if more > ADDED_WORDS:
         return f"it is {more} words longer than the prompt"
@@ -259,14 +254,6 @@ def _problem(text: str, hidden: Hidden, negative: str, record: ModelRecord) -> s
     if unwanted and not mentions(hidden.text, unwanted):
         return f'it has "{unwanted}", which is to be left out'
     return None
-
-
-def _lost(hidden: Hidden, text: str) -> list[str]:
-    """The content words that a rewrite loses, or carries over a BREAK or AND, which divide a prompt."""
-    dividers = [number for number, piece in enumerate(hidden.pieces, 1) if piece in ("BREAK", "AND")]
-    pattern = "|".join(f"⟦{number}⟧" for number in dividers) or r"(?!)"
-    before, after = re.split(pattern, hidden.text), re.split(pattern, text)
-    return [word for part, rewritten in zip(before, after, strict=True) for word in missing_words(part, rewritten)]
 
 
 def _told(calls: Trace) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import comfy.model_management as memory
 import folder_paths
@@ -12,9 +13,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 
 from .backend import Hooks
+from .gpt2_files import WEIGHTS
 from .local import LocalModel, open_model
+from .promptist import Policy, open_policy
 
 FOLDER_KEY = "LLM"
+POLICY_KEY = "prompt_optimizers"
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 HOST_HOOKS = Hooks(
     check=memory.throw_exception_if_processing_interrupted,
     progress=lambda total: ProgressBar(total).update_absolute,
@@ -30,26 +35,18 @@ class _Held(torch.nn.Module):
         self.model = model
 
 
-def register_folder() -> None:
-    """Make `models/LLM` known to the host, beside what extra_model_paths.yaml names. Safe to call twice."""
-    paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER_KEY, ([], set()))
-    own = str(Path(folder_paths.models_dir) / FOLDER_KEY)
+def register_folder(key: str = FOLDER_KEY) -> None:
+    """Make `models/<key>` known to the host, beside what extra_model_paths.yaml names. Safe to call twice."""
+    paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
+    own = str(Path(folder_paths.models_dir) / key)
     paths = [*paths, *([] if own in paths else [own])]
     # A key from the yaml file has no extensions, and that would list every file.
-    folder_paths.folder_names_and_paths[FOLDER_KEY] = (paths, set(extensions) | {".safetensors"})
+    folder_paths.folder_names_and_paths[key] = (paths, set(extensions) | {".safetensors"})
 
 
 def model_names() -> list[str]:
-    """The folders under `models/LLM` that hold a language model, as `model` or `owner/model`.
-
-    Looked up each time: the host's own list fails for good once a folder that was there is gone.
-    """
-    bases = [Path(base) for base in folder_paths.get_folder_paths(FOLDER_KEY)]
-    configs = [
-        (base, config) for base in bases for depth in ("*", "*/*") for config in base.glob(f"{depth}/config.json")
-    ]
-    names = sorted({config.parent.relative_to(base).as_posix() for base, config in configs})
-    return [name for name in names if model_folder(name) is not None]
+    """The folders under `models/LLM` that hold a language model, as `model` or `owner/model`."""
+    return [name for name in _folder_names(FOLDER_KEY, "config.json") if model_folder(name) is not None]
 
 
 def model_folder(name: str) -> Path | None:
@@ -59,6 +56,28 @@ def model_folder(name: str) -> Path | None:
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             return folder
     return None
+
+
+def policy_names() -> list[str]:
+    """The folders in `models/prompt_optimizers` that hold a policy, or a part of one; loading tells what is missing."""
+    return _folder_names(POLICY_KEY, "config.json", *WEIGHTS)
+
+
+def policy_folder(name: str) -> Path | None:
+    """The folder of a listed policy, None if it is not there."""
+    bases = [Path(base) for base in folder_paths.get_folder_paths(POLICY_KEY)]
+    return next((base / name for base in bases if name in policy_names() and (base / name).is_dir()), None)
+
+
+def _folder_names(key: str, *files: str) -> list[str]:
+    """The folders that hold one of the files, one or two levels below the folders of a key, as `name` or `owner/name`.
+
+    Looked up each time: the host's own list fails for good once a folder that was there is gone.
+    """
+    bases = [Path(base) for base in folder_paths.get_folder_paths(key)]
+    patterns = [f"{depth}/{file}" for depth in ("*", "*/*") for file in files]
+    found = ((base, path.parent) for base in bases for pattern in patterns for path in base.glob(pattern))
+    return sorted({folder.relative_to(base).as_posix() for base, folder in found})
 
 
 def folder_state(folder: Path) -> str:
@@ -71,13 +90,29 @@ def load(folder: Path) -> Callable[[], LocalModel]:
 
     The host moves it out when something else needs the memory, and it goes with the last reference to the result.
     """
-    device, offload = memory.text_encoder_device(), memory.text_encoder_offload_device()
-    local = open_model(folder, _dtype(device))
-    patcher = ModelPatcher(_Held(local.model), load_device=device, offload_device=offload)
+    local = open_model(folder, _dtype(memory.text_encoder_device()))
+    load_model = _hold(local.model)
 
     def ready() -> LocalModel:
-        memory.load_models_gpu([patcher], force_full_load=True)
+        load_model()
         return local
+
+    return ready
+
+
+def load_policy(folder: Path) -> Policy:
+    """Load the folder of a prompt policy, as `load` does. Raises PolicySetupError."""
+    return open_policy(folder, _hold, HOST_HOOKS)
+
+
+def _hold(model: ModelT) -> Callable[[], ModelT]:
+    """Give a model to the host's memory management; what comes back puts it on its device and returns it."""
+    device, offload = memory.text_encoder_device(), memory.text_encoder_offload_device()
+    patcher = ModelPatcher(_Held(model), load_device=device, offload_device=offload)
+
+    def ready() -> ModelT:
+        memory.load_models_gpu([patcher], force_full_load=True)
+        return model
 
     return ready
 

@@ -51,6 +51,17 @@ def mentions(text: str, phrase: str) -> bool:
     return f" {' '.join(wanted)} " in f" {' '.join(folded_words(text))} "
 
 
+def find_words(text: str, phrase: str) -> tuple[int, int] | None:
+    """Where the words of a phrase first stand in a text side by side: start and end, None if they do not."""
+    wanted = folded_words(phrase)
+    found = list(_WORD.finditer(text))
+    folded = [" ".join(folded_words(word[0])) for word in found]
+    for i in range(len(found) - len(wanted) + 1):
+        if wanted and folded[i : i + len(wanted)] == wanted:
+            return found[i].start(), found[i + len(wanted) - 1].end()
+    return None
+
+
 def phrases(text: str) -> list[str]:
     """The parts of a text between commas and line ends, without blanks around them. Syntax is not taken apart."""
     marked, pieces = protect(text)
