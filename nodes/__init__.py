@@ -12,7 +12,7 @@ from .feedback import AtelierFeedback, AtelierFeedbackFromImages
 from .guidance_grid import AtelierGuidanceGrid
 from .keep import KeepRoutedModels
 from .llm import AtelierLLMFromClip, AtelierLLMLocal, AtelierLLMServer
-from .optimize import AtelierPromptDropout
+from .optimize import AtelierLoadPromptPolicy, AtelierPromptDropout, AtelierPromptOptimizer
 from .parse import AtelierPromptParser
 from .rate import AtelierRateImages
 from .rating_routes import add_routes
@@ -33,6 +33,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierBuildModelTree,
     AtelierModelTreeRouter,
     AtelierModelTreeView,
+    AtelierLoadPromptPolicy,
+    AtelierPromptOptimizer,
     AtelierPromptDropout,
     AtelierRateImages,
     AtelierAutoRate,

@@ -2,9 +2,157 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+
+import folder_paths
 from comfy_api.latest import io
 
+from ..llm.backend import LLM
 from ..llm.dropout import drop_words
+from ..llm.hosting import POLICY_KEY, folder_state, load_policy, policy_folder, policy_names, register_folder
+from ..llm.optimize import optimize
+from ..llm.promptist import POLICY_TYPE, Policy
+from .llm import NO_MODEL, LLMSocket
+
+PolicySocket = io.Custom(POLICY_TYPE)
+
+register_folder(POLICY_KEY)
+
+
+class AtelierLoadPromptPolicy(io.ComfyNode):
+    """A GPT-2 that was trained to optimize prompts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierLoadPromptPolicy",
+            display_name="Load Prompt Policy",
+            category="Atelier/Optimize",
+            description="Loads a Promptist policy from models/prompt_optimizers, for the Prompt Optimizer.",
+            search_aliases=["promptist", "gpt-2", "gpt2", "prompt expansion", "prompt generator", "prompt enhancer"],
+            inputs=[
+                io.Combo.Input(
+                    "policy",
+                    options=policy_names() or [NO_MODEL],
+                    tooltip="A folder in models/prompt_optimizers with config.json, model.safetensors or "
+                    "pytorch_model.bin, and tokenizer.json or vocab.json.",
+                ),
+            ],
+            outputs=[PolicySocket.Output(display_name="policy", tooltip="For Prompt Optimizer.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, policy: str = NO_MODEL) -> str:
+        folder = policy_folder(policy)
+        return f"{policy} {folder_state(folder) if folder else ''}"
+
+    @classmethod
+    def execute(cls, policy: str) -> io.NodeOutput:
+        folder = policy_folder(policy)
+        if folder is None:
+            what = "No prompt policy is installed" if policy == NO_MODEL else f"There is no prompt policy {policy}"
+            raise ValueError(
+                f"{what}. Put the folder of one into {' or '.join(folder_paths.get_folder_paths(POLICY_KEY))}, with "
+                "config.json, model.safetensors or pytorch_model.bin, and tokenizer.json or vocab.json, then press R."
+            )
+        return io.NodeOutput(load_policy(folder))
+
+
+class AtelierPromptOptimizer(io.ComfyNode):
+    """Writes a prompt as an image model likes it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierPromptOptimizer",
+            display_name="Prompt Optimizer",
+            category="Atelier/Optimize",
+            description="Adds to a prompt what makes pictures better, and keeps all that is in it. "
+            "With a Promptist policy, a language model, or both.",
+            search_aliases=["promptist", "prompt enhancer", "prompt expansion", "magic prompt", "improve prompt"],
+            inputs=[
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    tooltip="The prompt. Each of its words, and weights, tags, embeddings, choices and BREAK stay.",
+                ),
+                PolicySocket.Input(
+                    "policy",
+                    optional=True,
+                    tooltip="The policy of Load Prompt Policy. It styles the prompt; it reads English.",
+                ),
+                LLMSocket.Input(
+                    "llm",
+                    optional=True,
+                    tooltip="A language model. Alone it styles the prompt; with a policy it makes the prompt clear "
+                    "and English first.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=4,
+                    min=1,
+                    max=32,
+                    optional=True,
+                    tooltip="Most candidates. There may be fewer: those that lose a word of yours are dropped.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    # Another seed asks everything again, so the front end must not draw one for each run.
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    optional=True,
+                    tooltip="Of the language model, in place of its own. A policy alone makes no random choices.",
+                ),
+                io.Int.Input(
+                    "beams",
+                    default=8,
+                    min=1,
+                    max=32,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Width of the policy's beam search. It gives no more candidates than beams.",
+                ),
+                io.Combo.Input(
+                    "on_error",
+                    options=["go on", "stop"],
+                    default="go on",
+                    optional=True,
+                    advanced=True,
+                    tooltip="When the language model gives no usable answer: go on without it and say why in the "
+                    "trace, or stop the run.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("prompt", tooltip="The best candidate; the prompt as it was if there is none."),
+                io.String.Output(
+                    "candidates",
+                    is_output_list=True,
+                    tooltip="All candidates, the best first. Nodes behind this output run once for each.",
+                ),
+                io.String.Output("trace", tooltip="Candidates with scores, what was dropped and why, as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        prompt: str,
+        policy: Policy | None = None,
+        llm: LLM | None = None,
+        count: int = 4,
+        seed: int = 0,
+        beams: int = 8,
+        on_error: str = "go on",
+    ) -> io.NodeOutput:
+        voice = replace(llm, seed=seed) if llm is not None else None
+        made = optimize(prompt, policy, voice, count, beams, strict=on_error == "stop")
+        trace = json.dumps(asdict(made), ensure_ascii=False, indent=2)
+        return io.NodeOutput(made.prompt, [candidate.text for candidate in made.candidates], trace)
 
 
 class AtelierPromptDropout(io.ComfyNode):

@@ -25,6 +25,8 @@ NODES = (
     "AtelierBuildModelTree",
     "AtelierModelTreeRouter",
     "AtelierModelTreeView",
+    "AtelierLoadPromptPolicy",
+    "AtelierPromptOptimizer",
     "AtelierPromptDropout",
     "AtelierRateImages",
     "AtelierAutoRate",
