@@ -34,15 +34,21 @@ _TOKENIZER = Path(comfy.text_encoders.t5.__file__).parent / "t5_tokenizer"
 _FIRST = "encoder.block.0.layer."
 
 
-def load_t5(files: Sequence[Path], embeddings: str | None = None) -> comfy.sd.CLIP:
+def load_t5(
+    files: Sequence[Path], embeddings: list[str] | None = None, dtype: torch.dtype | None = None
+) -> comfy.sd.CLIP:
     """The encoder in one or more weight files as a CLIP, under the host's memory management.
+
+    Args:
+        embeddings: the host's folders of textual inversions.
+        dtype: what the weights are held in; the host's choice where it is None. The arithmetic is in float32.
 
     Raises:
         ValueError: The weights are not those of a T5 encoder, or belong to another tokenizer.
     """
     state = encoder_weights(_read(files))
     config = t5_config(state)
-    options = {"dtype": _dtype(state[TABLE])}
+    options = {"dtype": dtype or _dtype(state[TABLE])}
 
     class Encoder(comfy.sd1_clip.SDClipModel):
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
@@ -69,7 +75,7 @@ def tokenizer(width: int) -> type[comfy.sd1_clip.SD1Tokenizer]:
     """The class of the tokenizer for an encoder of this width."""
 
     class Pieces(comfy.sd1_clip.SDTokenizer):
-        def __init__(self, embedding_directory: str | None = None, tokenizer_data: Any = None) -> None:
+        def __init__(self, embedding_directory: list[str] | None = None, tokenizer_data: Any = None) -> None:
             super().__init__(
                 str(_TOKENIZER),
                 embedding_directory=embedding_directory,
@@ -85,7 +91,7 @@ def tokenizer(width: int) -> type[comfy.sd1_clip.SD1Tokenizer]:
             )
 
     class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
-        def __init__(self, embedding_directory: str | None = None, tokenizer_data: Any = None) -> None:
+        def __init__(self, embedding_directory: list[str] | None = None, tokenizer_data: Any = None) -> None:
             super().__init__(embedding_directory, tokenizer_data or {}, name=NAME, tokenizer=Pieces)
 
     return Tokenizer
@@ -148,7 +154,7 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, torch.Size]:
 
 
 def _dtype(weight: Tensor) -> torch.dtype:
-    """What the weights are held in. The host's T5 class computes in float32."""
+    """The host's choice for weights like this one."""
     memory = comfy.model_management
     device = memory.text_encoder_device()
     return memory.pick_weight_dtype(weight.dtype, memory.text_encoder_dtype(device), device)

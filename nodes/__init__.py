@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import Caching, ComfyExtension, io
 
 from .auto_rate import AtelierAutoRate
+from .cross_adapter import AtelierCrossAdapterEncode, AtelierLoadCrossAdapter, AtelierLoadLLMEncoder
 from .edit import AtelierDualCFGGuider, AtelierInstructPix2Pix, AtelierLoadEditModel
 from .edit_plan import AtelierEditPlan
 from .fabric import AtelierFabric
@@ -22,6 +23,7 @@ from .scorers import AtelierCombineScorers, AtelierLoadScorer
 from .session_view import AtelierSessionView
 from .taste import AtelierLoadTaste
 from .train import AtelierTrainInstructPix2Pix
+from .train_adapter import AtelierTrainCrossAdapter
 from .train_data import AtelierMakeEditDataset
 from .tree import AtelierBuildModelTree, AtelierModelTreeView
 
@@ -42,6 +44,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierFeedbackFromImages,
     AtelierSessionView,
     AtelierFabric,
+    AtelierLoadLLMEncoder,
+    AtelierLoadCrossAdapter,
+    AtelierCrossAdapterEncode,
     AtelierLoadEditModel,
     AtelierInstructPix2Pix,
     AtelierDualCFGGuider,
@@ -53,6 +58,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierScoreImages,
     AtelierMakeEditDataset,
     AtelierTrainInstructPix2Pix,
+    AtelierTrainCrossAdapter,
 )
 
 

@@ -126,9 +126,10 @@ def conditioning(prompt: Tensor) -> Conds:
 def sample(model: Patcher, x: Tensor, positive: Conds | None = None, cfg: float = CFG, **settings: Any) -> Tensor:
     """A run of the host's KSampler from noise `x`; returns latents in the model's own scale."""
     settings = {"sampler_name": "euler", "scheduler": "normal", "seed": SEED, **settings}
+    negative = settings.pop("negative", None) or conditioning(NEGATIVE)
     result = comfy.sample.sample(
         model, x, STEPS, cfg, settings.pop("sampler_name"), settings.pop("scheduler"),
-        positive or conditioning(POSITIVE), conditioning(NEGATIVE), torch.zeros_like(x), disable_pbar=True, **settings,
+        positive or conditioning(POSITIVE), negative, torch.zeros_like(x), disable_pbar=True, **settings,
     )  # fmt: skip
     return model.model.process_latent_in(result)
 

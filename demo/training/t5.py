@@ -19,10 +19,12 @@ from shapeworld.scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SI
 from .host import device, use_host
 from .loop import train
 
-SEED, STEPS, BATCH, PEAK = 71, 6_000, 24, 1e-3
+SEED, STEPS, BATCH, PEAK = 71, 4_000, 24, 1e-3
 QUESTIONS = 6
 """Questions about each caption of a batch."""
-DENSE_SHARE = 0.75
+DENSE_SHARE, EASY_UNTIL = 0.75, 0.4
+"""How many captions are dense in the end, and the part of the training in which their share grows from none to that.
+Looking a thing up is learnt on short captions; on dense ones alone it took far longer to begin."""
 SAID, SAID_SHORTLY = ("shape", "colour", "place", "size", "texture"), ("shape", "colour")
 """What a dense and a short caption say of each thing."""
 CONFIG = {
@@ -112,9 +114,9 @@ def new_language_model(rows: int) -> torch.nn.Module:
     return T5ForConditionalGeneration(config)
 
 
-def sample(rng: np.random.Generator) -> tuple[str, list[Question]]:
-    """A caption that says all that is asked, and questions about it."""
-    if rng.random() < DENSE_SHARE:
+def sample(rng: np.random.Generator, progress: float = 1.0) -> tuple[str, list[Question]]:
+    """A caption that says all that is asked, and questions about it, at a progress of the training in 0..1."""
+    if rng.random() < DENSE_SHARE * min(1.0, progress / EASY_UNTIL):
         scene = dense_scene(rng)
         return write_dense(scene, rng), [ask(scene, rng, SAID) for _ in range(QUESTIONS)]
     scene = random_scene(rng, style_share={"flat": 1.0})
@@ -125,11 +127,13 @@ def sample(rng: np.random.Generator) -> tuple[str, list[Question]]:
     return write(description, rng), [ask(scene, rng, SAID_SHORTLY) for _ in range(QUESTIONS)]
 
 
-def answer_loss(model: torch.nn.Module, table: T5Rows, rng: np.random.Generator, batch: int) -> dict[str, torch.Tensor]:
+def answer_loss(
+    model: torch.nn.Module, table: T5Rows, rng: np.random.Generator, batch: int, progress: float = 1.0
+) -> dict[str, torch.Tensor]:
     """Cross-entropy of the answers' tokens, and the share of answers that are right token by token."""
     captions, asked, answers = [], [], []
     for _ in range(batch):
-        caption, questions = sample(rng)
+        caption, questions = sample(rng, progress)
         captions.append(table.rows(caption))
         asked += [table.rows(question.asked)[:-1] for question in questions]
         answers += [table.rows(question.answer) for question in questions]
@@ -156,7 +160,7 @@ def train_t5(work: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
     weights = train(
         "t5",
         model,
-        lambda step, rng: answer_loss(model, table, rng, BATCH),
+        lambda step, rng: answer_loss(model, table, rng, BATCH, step / steps),
         steps=steps,
         peak=PEAK,
         work=work,
