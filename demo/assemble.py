@@ -1,7 +1,9 @@
-"""Puts the demo models together: checkpoints that the stock loader opens, and the scorer's open_clip folder.
+"""Puts the demo models together: checkpoints that the stock loader opens, the scorer's open_clip folder, the language
+model of T5's layout, and the Cross-Adapter with its LoRA.
 
 The repository stores what the checkpoints share once: the autoencoder, the text encoder without its unused token
-rows, the base UNet; an expert is a low-rank difference to the base UNet, and the editor a difference in 8 bits.
+rows, the base UNet; an expert is a low-rank difference to the base UNet, and the editor a difference in 8 bits. The
+language model, the adapter and its LoRA are in 8 bits too.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ EDITOR = "edit"
 LEVELS = 127
 """Steps of a stored difference from 0 to the largest of its row."""
 SCORER = "shapeworld"
-VOCABULARY = 49408
+LLM, ADAPTER = "shapeworld-t5", "shapeworld"
+ADAPTER_LORA = "shapeworld-adapter"
+VOCABULARY, T5_VOCABULARY = 49408, 32128
 
 
-def with_all_tokens(weights: dict[str, torch.Tensor], table: str) -> dict[str, torch.Tensor]:
+def with_all_tokens(
+    weights: dict[str, torch.Tensor], table: str, vocabulary: int = VOCABULARY
+) -> dict[str, torch.Tensor]:
     """The weights with a full token table; every token that was not learnt gets the row for strange words."""
     weights = dict(weights)
     ids, rows = weights.pop("token_ids"), weights[table]
-    weights[table] = rows[:1].repeat(VOCABULARY, 1)
+    weights[table] = rows[:1].repeat(vocabulary, 1)
     weights[table][ids] = rows[1:]
     return weights
 
@@ -52,22 +58,41 @@ def merge(base: dict[str, torch.Tensor], expert: dict[str, torch.Tensor]) -> dic
 
 def as_difference(base: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What is to be added to the base UNet: whole numbers in `NAME`, and in `NAME.step` what 1 is, for each row."""
+    return in_8_bits({name: weight.float().cpu() - _like(base[name], weight) for name, weight in weights.items()})
+
+
+def in_8_bits(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights as whole numbers in `NAME`, and in `NAME.step` what 1 is, for each row. Whole numbers stay."""
     parts = {}
     for name, weight in weights.items():
-        change = weight.float().cpu() - _like(base[name], weight)
-        rows = change.reshape(len(change), -1)
+        if not weight.is_floating_point():
+            parts[name] = weight
+            continue
+        rows = weight.float().cpu().reshape(len(weight), -1)
         step = (rows.abs().amax(1) / LEVELS).clamp(min=1e-12)
-        parts[name] = (rows / step[:, None]).round().to(torch.int8).view_as(change).contiguous()
+        parts[name] = (rows / step[:, None]).round().to(torch.int8).view_as(weight).contiguous()
         parts[f"{name}.step"] = step
     return parts
+
+
+def from_8_bits(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights, fp16, that `in_8_bits` stored."""
+    weights = {}
+    for name, part in parts.items():
+        step = parts.get(f"{name}.step")
+        if step is not None:
+            weights[name] = (part.float().reshape(len(part), -1) * step[:, None]).view_as(part).half()
+        elif not name.endswith(".step"):
+            weights[name] = part
+    return weights
 
 
 def add_difference(base: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The base UNet plus such a difference. Input channels that the base does not have start at zero."""
     added = {}
     for name in base:
-        rows = parts[name].float().reshape(len(parts[name]), -1) * parts[f"{name}.step"][:, None]
-        added[name] = (_like(base[name], parts[name]) + rows.view_as(parts[name])).half()
+        change = parts[name].float().reshape(len(parts[name]), -1) * parts[f"{name}.step"][:, None]
+        added[name] = (_like(base[name], parts[name]) + change.view_as(parts[name])).half()
     return added
 
 
@@ -136,6 +161,24 @@ def assemble_scorer(models: Path, parts: Path = PARTS) -> Path:
     return folder
 
 
+def assemble_adapter(models: Path, parts: Path = PARTS) -> list[Path]:
+    """Writes the language model, the Cross-Adapter and its LoRA unless they are there already; returns their paths."""
+    made_from, out = fingerprint(parts), []
+    for folder, name, part in (
+        ("text_encoders", LLM, "t5"), ("cross_adapters", ADAPTER, "adapter"), ("loras", ADAPTER_LORA, "adapter_lora")
+    ):  # fmt: skip
+        file = models / folder / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        out.append(file)
+        if is_current(file, made_from):
+            continue
+        weights = from_8_bits(load_file(parts / f"{part}.safetensors"))
+        if part == "t5":
+            weights = with_all_tokens(weights, "shared.weight", T5_VOCABULARY)
+        _write(file, weights, header(parts / f"{part}.safetensors") | {"atelier.parts": made_from})
+    return out
+
+
 def _write(file: Path, weights: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     part = file.with_suffix(".part")
     save_file(weights, part, metadata)
@@ -149,3 +192,4 @@ if __name__ == "__main__":
     models = parser.parse_args().models
     assemble(models)
     assemble_scorer(models)
+    assemble_adapter(models)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-STAGES = ("all", "vae", "decoder", "unet", "scorer", "experts", "chalk", "neon", "sticker", "edit")
+STAGES = ("all", "vae", "decoder", "unet", "scorer", "experts", "chalk", "neon", "sticker", "edit", "t5")
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from atelier.attention.ella_patch import apply_ella
 from atelier.attention.llm_features import LoadedAdapter, encode_pair, hold, llm_features, plain_text
 from atelier.attention.t5_encoder import encoder_weights, load_t5, t5_config
 from atelier.nodes.cross_adapter import AtelierCrossAdapterEncode, open_folder
+from naive_adapter import random_state
 from safetensors.torch import save_file
 from small_unets import STEPS, TEXT_WIDTH, count_passes, fill, normal, sample, sd15, sdxl
-from test_cross_adapter import random_state
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 

@@ -7,14 +7,15 @@ import shutil
 from pathlib import Path
 
 import torch
-from assemble import EDITOR, EXPERTS, as_difference
+from assemble import EDITOR, EXPERTS, as_difference, in_8_bits
 from safetensors.torch import load_file, save_file
 
-from . import edit, experts, scorer, unet, vae
+from . import edit, experts, scorer, t5, unet, vae
 from .edit import train_edit
 from .experts import train_expert
 from .loop import draw_curve
 from .scorer import CONFIG, Rows, train_scorer
+from .t5 import T5Rows, train_t5
 from .text import Tokens
 from .unet import train_unet
 from .vae import LATENT_SCALE, train_decoder, train_vae
@@ -117,6 +118,12 @@ def export_editor(work: Path, out: Path, steps: int = edit.STEPS) -> None:
     _curve(EDITOR, work, out)
 
 
+def export_t5(work: Path, out: Path, steps: int = t5.STEPS) -> None:
+    weights = train_t5(work, steps) | {"token_ids": torch.tensor(T5Rows().ids)}
+    save_file(in_8_bits(weights), out / "t5.safetensors", {"modelspec.license": LICENCE})
+    _curve("t5", work, out)
+
+
 def export_scorer(work: Path, out: Path, steps: int = scorer.STEPS) -> None:
     weights = _half(train_scorer(work, steps)) | {"token_ids": torch.tensor(Rows().ids)}
     about = {"open_clip_config": json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}), "modelspec.license": LICENCE}
@@ -149,6 +156,8 @@ def run(stage: str, work: Path, out: Path, steps: int | None = None) -> None:
         export_base(work, out, **shorter)
     if stage in ("scorer", "all"):
         export_scorer(work, out, **shorter)
+    if stage in ("t5", "all"):
+        export_t5(work, out, **shorter)
     if stage in (EDITOR, "all"):
         export_editor(work, out, **shorter)
     for style in EXPERTS:

@@ -19,7 +19,7 @@ from shapeworld.scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SI
 from .host import device, use_host
 from .loop import train
 
-SEED, STEPS, BATCH, PEAK = 71, 4_000, 24, 1e-3
+SEED, STEPS, BATCH, PEAK = 71, 2_000, 24, 1e-3
 QUESTIONS = 6
 """Questions about each caption of a batch."""
 DENSE_SHARE, EASY_UNTIL = 0.75, 0.4
@@ -33,6 +33,8 @@ CONFIG = {
 }  # fmt: skip
 """The encoder's configuration, in the words of the host's T5 class."""
 PAD, END = 0, 1
+PAD_ROW, END_ROW = 1, 2
+"""Their rows in the small table."""
 VOCABULARY = CONFIG["vocab_size"]
 
 
@@ -70,10 +72,10 @@ class T5Rows:
     def batch(self, texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows [B, N], padded, and the mask [B, N] of those that are not padding."""
         longest = max(len(text) for text in texts)
-        rows = torch.full((len(texts), longest), self._row[PAD])
+        rows = torch.full((len(texts), longest), PAD_ROW)
         for at, text in enumerate(texts):
             rows[at, : len(text)] = torch.tensor(text)
-        return rows, rows != self._row[PAD]
+        return rows, rows != PAD_ROW
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def new_language_model(rows: int) -> torch.nn.Module:
     }
     config = T5Config(
         **known | {"vocab_size": rows}, num_decoder_layers=2, feed_forward_proj="relu", dropout_rate=0.0,
-        pad_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        pad_token_id=PAD_ROW, eos_token_id=END_ROW, decoder_start_token_id=PAD_ROW,
     )  # fmt: skip
     return T5ForConditionalGeneration(config)
 
@@ -146,7 +148,11 @@ def answer_loss(
     with torch.autocast(to.type, torch.bfloat16):
         read = model.encoder(rows.to(to), attention_mask=mask.to(to)).last_hidden_state
         many, many_mask = (part.to(to).repeat_interleave(QUESTIONS, 0) for part in (read, mask))
-        out = model(encoder_outputs=(many,), attention_mask=many_mask, labels=labels.to(to))
+        # The decoder begins with padding. It reads the question, which has no labels.
+        heard = torch.nn.functional.pad(spoken[:, :-1], (1, 0), value=PAD_ROW)
+        out = model(
+            encoder_outputs=(many,), attention_mask=many_mask, decoder_input_ids=heard.to(to), labels=labels.to(to)
+        )
     best = out.logits.detach().argmax(-1).cpu()
     right = ((best == labels) | (labels == -100)).all(1).float().mean()
     return {"loss": out.loss.float(), "answers_right": right}

@@ -1,0 +1,179 @@
+"""LLM4GEN's Cross-Adapter: is it the paper's, what does it cost, and are dense prompts drawn as they say?
+
+Three parts, each with figures of its own:
+
+- parity: the module against an implementation written from the paper, for several widths, heads and layers.
+- costs: whole runs of a full-size SD1.5 layout with random weights, with the adapter's tokens and without, in turn in
+  one process; calls of the model for each step; the time of a prompt that was encoded before.
+- binding: ShapeWorld. Dense prompts of 40 to 140 words and prompts of one thing, held out, drawn by the base, by the
+  base with low-rank weights that were trained for as many steps on the same pictures without the adapter, and by the
+  base with adapter and low-rank weights. The oracle says which things have their colour and their shape.
+
+The weights without the adapter are not shipped: `python demo/train_adapter.py --control` makes them.
+With --part, the figures of the other parts stay in the result file as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from _figures import RESULTS, Figure, difference, mean, save, share, show, single
+from _world import HOME, REPO, Checkpoint, load_checkpoint, pack, start_host
+
+start_host()
+pack()
+sys.path.append(str(REPO / "tests"))
+
+import comfy.model_management  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+from _adapter_cost import costs  # noqa: E402
+from _sheet import save_sheet  # noqa: E402
+from assemble import ADAPTER, ADAPTER_LORA, LLM  # noqa: E402
+from atelier.attention.cross_adapter import AdapterShape, read_adapter  # noqa: E402
+from atelier.attention.llm_features import LoadedAdapter, encode_pair  # noqa: E402
+from atelier.attention.t5_encoder import load_t5  # noqa: E402
+from atelier.nodes.cross_adapter import open_adapter  # noqa: E402
+from naive_adapter import naive, random_state  # noqa: E402
+from shapeworld.caption import Description  # noqa: E402
+from shapeworld.dense_trial import long_prompts  # noqa: E402
+from shapeworld.trial import bound, largest, one_object_prompts  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+PROMPTS, SEED = 200, 700
+SHAPES = (AdapterShape(24, 16), AdapterShape(12, 32, 4, layers=2), AdapterShape(40, 64, 8))
+CONTROL = HOME / "base" / "models" / "loras" / "shapeworld-no-adapter.safetensors"
+Note = Callable[[dict[str, Figure]], None]
+Prompts = list[tuple[str, Description]]
+
+
+def parity_part(quick: bool, note: Note) -> None:
+    gaps = []
+    for number, shape in enumerate(SHAPES):
+        state = random_state(shape, number)
+        generator = torch.Generator().manual_seed(number)
+        text = torch.randn(2, 7, shape.text_width, generator=generator)
+        llm = torch.randn(2, 5, shape.llm_width, generator=generator)
+        found, wanted = read_adapter(state, shape.heads)(text, llm), naive(text, llm, state, shape)
+        gaps.append(float((found - wanted).abs().max() / wanted.abs().max()))
+    note({"parity_max": single(max(gaps), "relative", len(gaps))})
+
+
+def costs_part(quick: bool, note: Note) -> None:
+    costs(quick, note)
+    checkpoint, llm, adapter = load_checkpoint("base"), load_llm(), load_adapter()
+    prompt, taken = long_prompts(1)[0][0], []
+    encode_pair(checkpoint.clip, llm, adapter, (prompt, ""))
+    for _ in range(20 if quick else 200):
+        began = time.perf_counter()
+        encode_pair(checkpoint.clip.clone(), llm.clone(), adapter, (prompt, ""))
+        taken.append((time.perf_counter() - began) * 1000)
+    note({"cached_encode_ms": mean(taken, "ms")})
+
+
+def load_llm() -> comfy.sd.CLIP:
+    return load_t5([HOME / "base" / "models" / "text_encoders" / f"{LLM}.safetensors"])
+
+
+def load_adapter() -> LoadedAdapter:
+    return open_adapter(HOME / "base" / "models" / "cross_adapters" / f"{ADAPTER}.safetensors")
+
+
+def with_lora(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """The checkpoint with a LoRA of the host's folder on its model."""
+    lora = comfy.utils.load_torch_file(str(HOME / "base" / "models" / "loras" / f"{name}.safetensors"), safe_load=True)
+    model = comfy.sd.load_lora_for_models(checkpoint.model, None, lora, 1.0, 0.0)[0]
+    return Checkpoint(model, checkpoint.clip, checkpoint.vae)
+
+
+def drawn(checkpoint: Checkpoint, prompts: Prompts, adapter: LoadedAdapter | None, llm: comfy.sd.CLIP) -> list[Tensor]:
+    """A picture for each prompt, from noise that depends on its number alone."""
+    import nodes
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    made = [encode_pair(checkpoint.clip, llm, adapter, (text, ""), 1.0 if adapter else 0.0) for text, _ in prompts]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, (positive, negative, _) in enumerate(made):
+        groups.setdefault((positive[0][0].shape[1], negative[0][0].shape[1]), []).append(number)
+    pictures: dict[int, Tensor] = {}
+    for numbers in groups.values():
+        for start in range(0, len(numbers), 20):
+            part = numbers[start : start + 20]
+            conds = [[[torch.cat([made[n][side][0][0] for n in part]), {}]] for side in (0, 1)]
+            latent = {"samples": torch.zeros(len(part), 4, 16, 16), "batch_index": part}
+            sampled = nodes.KSampler().sample(
+                checkpoint.model, SEED, checkpoint.steps, checkpoint.cfg, "euler", "normal", *conds, latent
+            )[0]
+            pictures |= dict(zip(part, checkpoint.vae.decode(sampled["samples"]), strict=True))
+    return [pictures[number] for number in range(len(prompts))]
+
+
+def things_bound(pictures: list[Tensor], prompts: Prompts) -> list[list[bool]]:
+    return [bound(to_bytes(picture), description) for picture, (_, description) in zip(pictures, prompts, strict=True)]
+
+
+def single_right(pictures: list[Tensor], prompts: Prompts) -> list[bool]:
+    hits = []
+    for picture, (_, description) in zip(pictures, prompts, strict=True):
+        seen, wanted = largest(to_bytes(picture)), description.things[0]
+        hits.append((seen.shape, seen.colour) == (wanted.shape, wanted.colour))
+    return hits
+
+
+def to_bytes(picture: Tensor) -> np.ndarray:
+    return (picture * 255).round().clamp(0, 255).byte().numpy()
+
+
+def binding_part(quick: bool, note: Note) -> None:
+    llm, adapter, base = load_llm(), load_adapter(), load_checkpoint("base")
+    arms = {"base": (base, None), "adapter": (with_lora(base, ADAPTER_LORA), adapter)}
+    if CONTROL.is_file():
+        arms["finetuned"] = (with_lora(base, CONTROL.stem), None)
+    count = 8 if quick else PROMPTS
+    dense, single_things = long_prompts(count), one_object_prompts(count)
+    bindings, ones, sheets = {}, {}, {}
+    for name, (checkpoint, module) in arms.items():
+        pictures = drawn(checkpoint, dense, module, llm)
+        bindings[name], sheets[name] = things_bound(pictures, dense), pictures[:8]
+        note({f"binding_{name}": share([hit for hits in bindings[name] for hit in hits])})
+        ones[name] = single_right(drawn(checkpoint, single_things, module, llm), single_things)
+        note({f"one_object_{name}": share(ones[name])})
+    means = {name: [100 * float(np.mean(hits)) for hits in found] for name, found in bindings.items()}
+    note({"binding_gain_base": difference(means["adapter"], means["base"], "points")})
+    if "finetuned" in means:
+        note({"binding_gain_finetuned": difference(means["adapter"], means["finetuned"], "points")})
+    percent = {name: [100.0 * hit for hit in hits] for name, hits in ones.items()}
+    note({"one_object_change": difference(percent["adapter"], percent["base"], "points")})
+    if not quick:
+        order = [name for name in ("base", "finetuned", "adapter") if name in sheets]
+        save_sheet([picture for name in order for picture in sheets[name]], RESULTS / "adapter_dense.jpg")
+
+
+PARTS = {"parity": parity_part, "costs": costs_part, "binding": binding_part}
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given again")
+    options = parser.parse_args()
+    figures: dict[str, Figure] = {}
+
+    def note(new: dict[str, Figure]) -> None:
+        figures.update(new)
+        show(new)
+
+    for name in options.part or PARTS:
+        PARTS[name](options.quick, note)
+    if not options.quick:
+        print(f"wrote {save('adapter', figures, keep=options.part is not None)}")
+
+
+if __name__ == "__main__":
+    main()
