@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,43 +46,51 @@ class CaptionedLatents:
             raise ValueError("Each picture needs a caption, and the empty caption stands behind them.")
 
 
-@dataclass
 class EntityMaps:
     """Computes cross-attention by two matrix products, and compares where entities and attributes look.
 
     It is the override of the host's attention (`optimized_attention_override`). With no pairs, or on self-attention,
     it passes on to `plain`.
-
-    rows: for each row of the batch, its pairs, counted among all tokens.
-    length: tokens of the context, by which cross-attention is told from self-attention.
     """
 
-    plain: Callable[..., Tensor]
-    rows: Sequence[Pairs]
-    length: int
-    distances: list[Tensor] = field(default_factory=list)
+    def __init__(self, plain: Callable[..., Tensor], rows: Sequence[Pairs], length: int) -> None:
+        """Takes the pairs of each row of the batch, counted among all `length` tokens of the context.
+
+        The length tells cross-attention from self-attention.
+        """
+        self.plain, self.length, self.distances = plain, length, list[Tensor]()
+        self.any = any(rows)
+        most = max((len(pairs) for pairs in rows), default=0)
+        # Where an entity and where an attribute stands, as means over tokens: [B, pairs, tokens] each.
+        self.entities, self.attributes = (torch.zeros(len(rows), most, length) for _ in range(2))
+        for row, pairs in enumerate(rows):
+            for number, (entity, attribute) in enumerate(pairs):
+                self.entities[row, number, list(entity)] = 1 / len(entity)
+                self.attributes[row, number, list(attribute)] = 1 / len(attribute)
 
     def attend(
         self, _: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
     ) -> Tensor:
-        if k.shape[1] != self.length or q.shape[1] == self.length or not any(self.rows):
+        if k.shape[1] != self.length or q.shape[1] == self.length or not self.any:
             return self.plain(q, k, v, heads, *args, **kwargs)
-        split = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v)]
-        scores = split[0] @ split[1].transpose(-1, -2) * split[0].shape[-1] ** -0.5
-        weights = scores.softmax(-1)
+        query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+        weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
         self._compare(weights.mean(1).float())
-        return (weights.to(v.dtype) @ split[2]).transpose(1, 2).flatten(2)
+        return (weights.to(v.dtype) @ value).transpose(1, 2).flatten(2)
 
     def _compare(self, maps: Tensor) -> None:
-        """Adds what the pairs of a layer are apart; `maps` are [B, places, tokens]."""
-        for row, pairs in zip(maps, self.rows, strict=True):
-            for entity, attribute in pairs:
-                one, other = (row[:, list(tokens)].mean(1) for tokens in (entity, attribute))
-                self.distances.append(1 - torch.cosine_similarity(one, other, dim=0))
+        """Adds how far the pairs of a layer look apart; `maps` are [B, places, tokens]."""
+        places = maps.transpose(1, 2)
+        one, other = (told.to(maps) @ places for told in (self.entities, self.attributes))
+        self.distances.append((1 - torch.cosine_similarity(one, other, dim=-1))[self._real(maps.device)])
+
+    def _real(self, device: torch.device) -> Tensor:
+        """Which of the places for pairs [B, pairs] hold one."""
+        return (self.entities.sum(-1) > 0).to(device)
 
     def loss(self) -> Tensor:
         """Mean over layers and pairs of one minus the cosine of the two maps: 0 where they look at the same places."""
-        return torch.stack(self.distances).mean() if self.distances else torch.zeros(())
+        return torch.cat(self.distances).mean() if self.distances else torch.zeros(())
 
 
 def adapter_loss(

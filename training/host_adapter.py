@@ -207,8 +207,15 @@ def caption_pairs(llm: comfy.sd.CLIP, caption: str, run: AdapterRun) -> Pairs:
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
-    """The attention of torch, which has a gradient; those that a host may be started with need not have one."""
-    return comfy.ldm.modules.attention.attention_pytorch(q, k, v, heads, *args, **kwargs)
+    """Attention that has a gradient, which those that a host may be started with need not have.
+
+    On a CPU it is two matrix products: the backward pass of torch's fused one takes far longer there.
+    """
+    if q.device.type != "cpu":
+        return comfy.ldm.modules.attention.attention_pytorch(q, k, v, heads, *args, **kwargs)
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).softmax(-1)
+    return (weights.to(v.dtype) @ value).transpose(1, 2).flatten(2)
 
 
 def _preview(

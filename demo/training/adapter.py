@@ -11,7 +11,7 @@ from shapeworld.render import render
 from shapeworld.scene import random_scene
 
 SEED, PICTURES, DENSE_SHARE = 81, 6_000, 0.7
-STEPS, BATCH, PEAK, RANK, TOKENS = 4_000, 16, 6e-4, 12, 176
+STEPS, BATCH, PEAK, RANK, TOKENS, ENTITY_WEIGHT = 4_000, 16, 1e-3, 12, 176, 0.01
 """Of the training: settings of the node. A dense caption has at most TOKENS tokens."""
 
 
