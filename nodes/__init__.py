@@ -17,6 +17,7 @@ from .optimize import AtelierLoadPromptPolicy, AtelierPromptDropout, AtelierProm
 from .parse import AtelierPromptParser
 from .rate import AtelierRateImages
 from .rating_routes import add_routes
+from .refine_captions import AtelierRefineCaptions
 from .route import AtelierModelTreeRouter
 from .score import AtelierScoreImages
 from .scorers import AtelierCombineScorers, AtelierLoadScorer
@@ -57,6 +58,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierCombineScorers,
     AtelierScoreImages,
     AtelierMakeEditDataset,
+    AtelierRefineCaptions,
     AtelierTrainInstructPix2Pix,
     AtelierTrainCrossAdapter,
 )

@@ -44,6 +44,7 @@ NODES = (
     "AtelierCombineScorers",
     "AtelierScoreImages",
     "AtelierMakeEditDataset",
+    "AtelierRefineCaptions",
     "AtelierTrainInstructPix2Pix",
 )
 FRONTEND_ONLY = {"Note", "MarkdownNote"}
