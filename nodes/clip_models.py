@@ -68,19 +68,26 @@ def installed_folder(name: str) -> Path:
 
 
 def head_names() -> list[str]:
-    return folder_paths.get_filename_list(HEADS_KEY)
+    """The files of `models/aesthetic_heads`. The host's own list raises when a folder that was there is gone."""
+    return sorted(_head_files())
 
 
 def head_file(name: str) -> Path:
     """The file of an aesthetic head. Raises ValueError, which says how to get one."""
-    file = None if name == NO_HEAD else folder_paths.get_full_path(HEADS_KEY, name)
+    file = _head_files().get(name)
     if file is None:
         what = "An aesthetic score needs a head" if name == NO_HEAD else f"There is no aesthetic head {name}"
         raise ValueError(
             f"{what}. Put one with layers.0.weight and so on, as .safetensors or .pth, into "
             f"{' or '.join(folder_paths.get_folder_paths(HEADS_KEY))}, press R and choose it as aesthetic_head."
         )
-    return Path(file)
+    return file
+
+
+def _head_files() -> dict[str, Path]:
+    bases = [Path(base) for base in folder_paths.get_folder_paths(HEADS_KEY)]
+    files = [file for base in bases if base.is_dir() for file in base.iterdir() if file.suffix in SUFFIXES]
+    return {file.name: file for file in reversed(files)}  # of two with one name, the first folder's
 
 
 def folder_state(folder: Path) -> str:

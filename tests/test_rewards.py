@@ -26,7 +26,8 @@ from atelier.feedback.scorers import (
     label,
     score_each,
 )
-from atelier.nodes.clip_models import NO_HEAD, NO_MODEL
+from atelier.nodes.clip_models import HEADS_KEY, NO_HEAD, NO_MODEL, head_names
+from atelier.nodes.clip_models import head_file as installed_head
 from atelier.nodes.score import score_batch
 from atelier.nodes.scorers import AESTHETIC, DIVERSITY, AtelierCombineScorers, AtelierLoadScorer
 from comfy_api_client import ComfyClient, GraphError
@@ -289,6 +290,24 @@ def test_the_node_loads_what_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(ValueError, match="No CLIP model for scoring is installed"):
         AtelierLoadScorer.execute(AESTHETIC, NO_MODEL, aesthetic_head="linear.pth")
     assert AtelierLoadScorer.execute(DIVERSITY, DEMO_SCORER).args[0].name == f"diversity/{DEMO_SCORER}"
+
+
+def test_heads_are_listed_and_a_folder_may_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import folder_paths
+
+    folders = [tmp_path / "one", tmp_path / "two", tmp_path / "never"]
+    for folder in folders[:2]:
+        folder.mkdir()
+        head_file(folder / "same.pth")
+        (folder / "notes.txt").write_text("x")
+    head_file(folders[1] / "other.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, HEADS_KEY, ([str(folder) for folder in folders], set()))
+    assert head_names() == ["other.safetensors", "same.pth"]
+    assert installed_head("same.pth") == folders[0] / "same.pth"
+    shutil.rmtree(folders[0])
+    assert head_names() == ["other.safetensors", "same.pth"]
+    shutil.rmtree(folders[1])
+    assert head_names() == []
 
 
 def test_two_loaders_share_a_model() -> None:
