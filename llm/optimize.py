@@ -160,7 +160,7 @@ def _by_policy(prompt: str, policy: Policy, beams: int, account: _Account) -> li
             account.dropped.append(Dropped(one.text, kept.why or "it changes the syntax of the rest"))
         else:
             taken.append(Candidate(text, one.log_probability, {"beam": one.score}))
-    account.notes.append(f"{policy.name} wrote {len(written)} different prompts; {len(taken)} keep all of yours.")
+    account.notes.append(f"{policy.name} wrote {len(written)} prompts; {len(taken)} keep all of yours.")
     return taken
 
 

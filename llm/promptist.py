@@ -73,7 +73,7 @@ class Policy:
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def rephrase(self, prompt: str, beams: int = BEAMS) -> list[Rephrased]:
-        """The policy's texts for a prompt, the best score first; as many as there are beams, alike ones once.
+        """The policy's texts for a prompt, the best score first; as many as there are beams, if there are.
 
         The same prompt gives the same texts.
 
@@ -87,12 +87,12 @@ class Policy:
         first, step = self._steps(tokens)
         if not torch.isfinite(first).any():
             raise PolicySetupError(f"The policy {self.name} gives no numbers. Its weights may be damaged.")
-        found: dict[str, Rephrased] = {}
+        found = []
         for beam in beam_search(first, step, len(tokens), beams, self.new_tokens, self.end):
             # The last letter may be cut in two when the tokens are spent.
             text = self.tokenizer.decode(list(beam.tokens), skip_special_tokens=False).rstrip("\ufffd").strip()
-            found.setdefault(text, Rephrased(text, beam.log_probability, beam.score))
-        return list(found.values())
+            found.append(Rephrased(text, beam.log_probability, beam.score))
+        return found
 
     @torch.inference_mode()
     def _steps(self, tokens: list[int]) -> tuple[Tensor, Step]:

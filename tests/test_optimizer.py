@@ -210,7 +210,7 @@ def test_the_policys_candidates_come_in_the_order_of_their_scores() -> None:
     assert [one.scores for one in found.candidates] == [{"beam": -10.0}, {"beam": -13.0}]
     assert found.candidates[0].log_probability == -1.0
     assert [(one.text, one.why) for one in found.dropped] == [("a hare", "these words of the prompt are missing: fox")]
-    assert found.notes == ("written wrote 5 different prompts; 4 keep all of yours.",)
+    assert found.notes == ("written wrote 5 prompts; 4 keep all of yours.",)
 
 
 def test_if_nothing_is_left_the_prompt_comes_back_with_a_note() -> None:

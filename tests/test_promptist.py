@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +88,15 @@ def test_the_length_of_the_prompt_counts() -> None:
     assert differs > 5
 
 
-@torch.inference_mode()
-def naive_search(model: Any, prompt: list[int], beams: int, longest: int, end: int) -> list[tuple[list[int], float]]:
+def naive_search(
+    following: Callable[[list[int]], Tensor], prompt: list[int], beams: int, longest: int, end: int
+) -> list[tuple[list[int], float]]:
     """The rules of transformers 4.35, in lists, every text read anew; it never stops early."""
     running, done = [(0.0, list(prompt))], []
     for _ in range(longest):
         options = []
         for total, tokens in running:
-            following = model(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(-1).tolist()
-            options += [(total + each, tokens, token) for token, each in enumerate(following)]
+            options += [(total + each, tokens, token) for token, each in enumerate(following(tokens).tolist())]
         options = sorted(options, key=lambda option: -option[0])[: 2 * beams]
         for place, (total, tokens, token) in enumerate(options):
             if token == end and place < beams:
@@ -106,15 +106,50 @@ def naive_search(model: Any, prompt: list[int], beams: int, longest: int, end: i
     return [(tokens, score) for score, tokens in sorted(done, key=lambda one: -one[0])[:beams]]
 
 
+def test_a_narrow_beam_follows_the_published_rules() -> None:
+    """Of many small languages, in most of which a text may end at any time."""
+    lengths = set()
+    for seed in range(60):
+        table = markov(6, seed)
+        table[:, :, 0] += seed % 3  # the end, more or less likely
+        table = table.log_softmax(-1)
+        wanted = naive_search(lambda tokens, table=table: table[tokens[-2], tokens[-1]], [1] * 5 + [2], 3, 8, 0)
+        found = search(table, (1, 2), prompt_length=6, beams=3, longest=8, end=0)
+        assert [list(beam.tokens) for beam in found] == [tokens for tokens, _ in wanted]
+        assert [beam.score for beam in found] == pytest.approx([score for _, score in wanted], rel=1e-4)
+        lengths |= {len(beam.tokens) for beam in found}
+    assert len(lengths) > 4
+
+
+def test_it_stops_when_nothing_better_can_come() -> None:
+    """An end that is all but sure after one token: far fewer steps than tokens."""
+    table = torch.full((4, 4, 4), 0.0)
+    table[:, :, 0] = 5.0
+    steps = 0
+
+    def step(rows: Tensor, words: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return table.log_softmax(-1)[0, 0].expand(len(rows), 4)
+
+    beam_search(table.log_softmax(-1)[0, 0], step, 10, 4, 75, 0)
+    assert 0 < steps < 10
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_policy_searches_as_the_published_one_did(seed: int, tmp_path: Path) -> None:
-    """With a model that often ends, on its cache, against every text read anew without early stop."""
+    """With a model that often ends, on its cache, against every text read anew."""
     model = small.small_model(seed, n_positions=32)
     with torch.no_grad():  # the end is likely after some tokens, unlikely after others
         model.transformer.ln_f.bias += 2.0 * model.transformer.wte.weight[-1]
     policy = opened(small.save_policy(tmp_path / "often", model))
     prompt = policy.tokenizer.encode("a fox" + SUFFIX).ids
-    wanted = naive_search(policy.ready(), prompt, 4, policy.new_tokens, policy.end)
+
+    @torch.inference_mode()
+    def following(tokens: list[int]) -> Tensor:
+        return policy.ready()(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
+
+    wanted = naive_search(following, prompt, 4, policy.new_tokens, policy.end)
     first, step = policy._steps(prompt)
     found = beam_search(first, step, len(prompt), 4, policy.new_tokens, policy.end)
     assert [list(beam.tokens) for beam in found] == [tokens for tokens, _ in wanted]
