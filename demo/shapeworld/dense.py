@@ -6,12 +6,14 @@ so a reader has to bind it over a distance, as in the DensePrompts of LLM4GEN (a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .caption import Description, Words
 from .scene import Scene, Thing, random_scene, relation
 
-COUNTS = {3: "three", 4: "four", 5: "five"}
+COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
 WORDS = (40, 140)
 """Fewest and most words of a dense caption."""
 
@@ -27,9 +29,9 @@ TEXTURED = ("Its surface is {texture}.", "It looks {texture}.")
 RELATED = ("It lies {relation} the {colour} {shape}.", "You find it {relation} the {shape} that is {colour}.")
 
 
-def dense_scene(rng: np.random.Generator) -> Scene:
-    """A random flat scene of three to five things."""
-    return random_scene(rng, int(rng.integers(3, 6)), {"flat": 1.0})
+def dense_scene(rng: np.random.Generator, counts: Sequence[int] = (3, 4, 5)) -> Scene:
+    """A random flat scene of three to five things, or of as many as one of `counts`."""
+    return random_scene(rng, int(rng.choice(counts)), {"flat": 1.0})
 
 
 def dense_description(scene: Scene) -> Description:
@@ -41,10 +43,13 @@ def dense_description(scene: Scene) -> Description:
 
 
 def write_dense(scene: Scene, rng: np.random.Generator) -> str:
-    """A dense caption of a scene of three to five things; order and wording are chosen by `rng`."""
+    """A dense caption of a scene of three to five things; order and wording are chosen by `rng`.
+
+    Two things get a caption of the same kind, which is shorter.
+    """
     while True:
         text = _write(scene, rng)
-        if WORDS[0] <= len(text.split()) <= WORDS[1]:
+        if len(scene.things) < 3 or WORDS[0] <= len(text.split()) <= WORDS[1]:
             return text
 
 
