@@ -175,14 +175,14 @@ def _shared_style(prompt: str, additions: list[str], record: ModelRecord) -> lis
 def _is_style(words: tuple[str, ...], quality_only: bool) -> bool:
     """Whether a phrase speaks of how a picture looks, and with no word of what is in it."""
     content = set(content_words(" ".join(words)))
-    if len(words) > LONGEST_PHRASE or not content <= STYLE_WORDS | _QUALITY | _MODIFIERS:
+    if len(words) > LONGEST_PHRASE or not content <= STYLE_WORDS | QUALITY_WORDS | _MODIFIERS:
         return False
     if STYLE_WORDS & content:
         return not quality_only
-    return bool(_QUALITY & content)
+    return bool(QUALITY_WORDS & content)
 
 
-_QUALITY = frozenset(folded_words(_QUALITY_LISTED))
+QUALITY_WORDS = frozenset(folded_words(_QUALITY_LISTED))
 _MODIFIERS = frozenset(folded_words(_MODIFIERS_LISTED))
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..feedback.made_by import MadeBy, made_by
 from ..feedback.pictures import pictures_from_batch
 from ..feedback.records import StoredImage, now
 from ..feedback.store import default_url, open_store
-from .made_by import MadeBy, made_by
 from .picture_files import PictureFile, content_digest
 from .rating import rate, read_ratings
 

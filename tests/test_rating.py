@@ -16,11 +16,11 @@ import pytest
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from atelier.feedback.made_by import made_by
 from atelier.feedback.ratings import Store
 from atelier.feedback.records import StoredImage
 from atelier.nodes import picture_files
 from atelier.nodes.feedback import AtelierFeedback
-from atelier.nodes.made_by import made_by
 from atelier.nodes.rating import read_ratings
 from atelier.nodes.rating_routes import add_routes
 from comfy_api_client import ComfyClient, GraphError
