@@ -15,6 +15,7 @@ from assemble import assemble_scorer
 from atelier.feedback.aesthetic import Aesthetic, AestheticHead, fold, load_head
 from atelier.feedback.combined import Combined, combine
 from atelier.feedback.open_clip_model import BATCH, OpenClip, open_model
+from atelier.feedback.ratings import Store
 from atelier.feedback.records import Score
 from atelier.feedback.reward import PromptistRelevance, aesthetic_gain, promptist_reward, relevance
 from atelier.feedback.scorers import (
@@ -356,6 +357,7 @@ PROMPTIST = {"scorer": "relevance, as Promptist rewards it"}
 
 def test_a_sum_scores_over_the_api(server: ComfyClient, heads: dict[int, str], demo: OpenClip) -> None:
     made = graph(server, PROMPTIST, {"scorer": "aesthetic", "aesthetic_head": heads[128]}, weight_2=0.5)
+    session = made["score"]["inputs"]["session"] = f"sum {uuid.uuid4().hex}"
     outputs = server.queue(made)["outputs"]
     images = torch.stack([torch.tensor([1.0, 0, 0]).expand(32, 32, 3), torch.tensor([0, 0, 1.0]).expand(32, 32, 3)])
     weight, bias = fold(head_weights(128))
@@ -366,7 +368,14 @@ def test_a_sum_scores_over_the_api(server: ComfyClient, heads: dict[int, str], d
     assert [float(text) for text in outputs["scores"]["text"]] == pytest.approx(wanted, abs=5e-3)
     stem = heads[128].removesuffix(".pth")
     said = f"combined/1 promptist_relevance/{DEMO_SCORER} + 0.5 aesthetic/{stem}/{DEMO_SCORER} "
-    assert outputs["report"]["text"][0].startswith(said)
+    written = outputs["report"]["text"][0].splitlines()[0]
+    assert written.startswith(said)
+    store = Store(f"sqlite:///{next((server.base / 'user').rglob('ratings.sqlite3'))}")
+    try:
+        (one,) = store.rounds(session, 6)
+    finally:
+        store.close()
+    assert [list(picture.scores) for picture in one.pictures] == [[written], [written]], "name and version are kept"
 
 
 def test_bad_sums_are_refused_over_the_api(server: ComfyClient, heads: dict[int, str]) -> None:
