@@ -195,7 +195,7 @@ def test_pickscore_over_the_api(server: ComfyClient, installed: str, clip: OpenC
         "report": {"class_type": "PreviewAny", "inputs": {"source": ["score", 1]}},
     }
     outputs = server.queue(graph)["outputs"]
-    wanted = PickScore(clip).score(as_images(np.asarray(picture)[None]), "a red star")
+    wanted = PickScore(clip).score(as_images(np.array(picture)[None]), "a red star")
     assert [float(text) for text in outputs["scores"]["text"]] == pytest.approx(wanted, abs=1e-3)
     assert outputs["report"]["text"][0].startswith(f"pickscore/{installed} ")
     place = server.base / "models" / "clip_scorers" / installed / "merges.txt"
