@@ -33,7 +33,8 @@ def plain_words(text: str) -> str:
     """A text as a model may read it that knows no prompt syntax; without syntax it is the text itself."""
     if not protect(text)[1]:
         return text.strip()
-    return re.sub(r"\s+(?=[,;.)])", "", " ".join(without_syntax(text).split()))
+    plain = re.sub(r"\s+(?=[,;.)])", "", " ".join(without_syntax(text).split()))
+    return re.sub(r",[,\s]*,", ",", plain).strip(" ,;")  # commas with nothing between them
 
 
 def guarded(prompt: str, rewrite: str) -> Guarded:
