@@ -41,7 +41,10 @@ def entity_pairs(text: str) -> list[tuple[Span, Span]]:
     """The pairs of a text: where the entity's word stands, and where its attribute's."""
     pairs: list[tuple[Span, Span]] = []
     waiting: list[Span] = []
+    # What a sentence is about lasts: "It" is the last thing that was new. "The star" is one that is known.
+    topic: Span | None = None
     last: Span | None = None
+    known = False
     for found in re.finditer(r"[A-Za-z]+|[.,;!?]", text):
         word, span = found.group().lower(), Span(found.start(), found.end())
         if word == GROUND:
@@ -51,10 +54,13 @@ def entity_pairs(text: str) -> list[tuple[Span, Span]]:
         elif word.isalpha() and word not in STOPS:
             pairs += [(span, attribute) for attribute in waiting]
             waiting, last = [], span
+            topic, known = (topic, False) if known and topic is not None else (span, False)
         elif not word.isalpha():
             # "It is red." tells of the thing before.
             pairs += [(last, attribute) for attribute in waiting if last is not None]
-            waiting = []
+            waiting, last = [], topic if word == "." else last
+        elif word in ("the", "a", "an"):
+            known = word == "the"
     return pairs + [(last, attribute) for attribute in waiting if last is not None]
 
 

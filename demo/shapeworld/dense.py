@@ -6,8 +6,6 @@ so a reader has to bind it over a distance, as in the DensePrompts of LLM4GEN (a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from .caption import Description, Words
@@ -29,9 +27,9 @@ TEXTURED = ("Its surface is {texture}.", "It looks {texture}.")
 RELATED = ("It lies {relation} the {colour} {shape}.", "You find it {relation} the {shape} that is {colour}.")
 
 
-def dense_scene(rng: np.random.Generator, counts: Sequence[int] = (3, 4, 5)) -> Scene:
-    """A random flat scene of three to five things, or of as many as one of `counts`."""
-    return random_scene(rng, int(rng.choice(counts)), {"flat": 1.0})
+def dense_scene(rng: np.random.Generator) -> Scene:
+    """A random flat scene of three to five things."""
+    return random_scene(rng, int(rng.integers(3, 6)), {"flat": 1.0})
 
 
 def dense_description(scene: Scene) -> Description:
@@ -43,25 +41,23 @@ def dense_description(scene: Scene) -> Description:
 
 
 def write_dense(scene: Scene, rng: np.random.Generator) -> str:
-    """A dense caption of a scene of three to five things; order and wording are chosen by `rng`.
-
-    Two things get a caption of the same kind, which is shorter.
-    """
+    """A dense caption of a scene of three to five things; order and wording are chosen by `rng`."""
     while True:
-        text = _write(scene, rng)
-        if len(scene.things) < 3 or WORDS[0] <= len(text.split()) <= WORDS[1]:
+        text = " ".join(sentence for sentence, _ in tell(scene, rng))
+        if WORDS[0] <= len(text.split()) <= WORDS[1]:
             return text
 
 
-def _write(scene: Scene, rng: np.random.Generator) -> str:
-    opening = str(rng.choice(OPENINGS))
-    sentences = [opening.format(count=COUNTS[len(scene.things)], background=scene.background)]
+def tell(scene: Scene, rng: np.random.Generator) -> list[tuple[str, int | None]]:
+    """Sentences about a scene of two to five things, each with the number of the thing that it is about."""
+    opening = str(rng.choice(OPENINGS)).format(count=COUNTS[len(scene.things)], background=scene.background)
+    sentences: list[tuple[str, int | None]] = [(opening, None)]
     told: list[Thing] = []
     for index in rng.permutation(len(scene.things)):
         thing = scene.things[int(index)]
-        sentences += _about(thing, told, rng)
+        sentences += [(sentence, int(index)) for sentence in _about(thing, told, rng)]
         told.append(thing)
-    return " ".join(sentences)
+    return sentences
 
 
 def _about(thing: Thing, told: list[Thing], rng: np.random.Generator) -> list[str]:
