@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from adapter_graphs import ADAPTER_TEMPLATES
 from edit_graphs import DEMO_EDITOR, EDIT_TEMPLATES, USER_CHECKPOINT, USER_EDITOR, USER_SCORER
 from graph_parts import NOTE, Graph
 from graph_parts import node as _node
@@ -34,8 +35,12 @@ DEMO_NODES: dict[str, dict[str, Any]] = {
         "min_direction": -1.0,
     },
     "AtelierTrainInstructPix2Pix": {"steps": 3, "batch_size": 2, "accumulate": 1},
+    "AtelierTrainCrossAdapter": {"steps": 3, "batch_size": 2, "llm_tokens": 176, "rank": 2},
+    "AtelierLoadLLMEncoder": {"encoder": "shapeworld-t5.safetensors"},
+    "AtelierLoadCrossAdapter": {"adapter": "shapeworld.safetensors"},
+    "LoraLoaderModelOnly": {"lora_name": "shapeworld-adapter.safetensors"},
 }  # fmt: skip
-"""The same for single nodes: enough to see that they run."""
+"""The same for single nodes: their files, and enough to see that they run."""
 SIZES = {
     "AtelierModelTreeView": (520, 480),
     "AtelierRateImages": (440, 640),
@@ -307,6 +312,7 @@ TEMPLATES = {
     "best_of_n": _best_of_n,
     "session_view": _session_view,
     **EDIT_TEMPLATES,
+    **ADAPTER_TEMPLATES,
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 from comfy_api_client import ComfyClient, GraphError, ServerError
 from graphs import DEMO_SCORER, for_demo
 from PIL import Image
+from training.adapter import make_folder
 
 REPO = Path(__file__).resolve().parents[1]
 SNAPSHOT = REPO / "tests" / "snapshots" / "nodes.json"
@@ -34,6 +35,9 @@ NODES = (
     "AtelierFeedbackFromImages",
     "AtelierSessionView",
     "AtelierFabric",
+    "AtelierLoadLLMEncoder",
+    "AtelierLoadCrossAdapter",
+    "AtelierCrossAdapterEncode",
     "AtelierLoadEditModel",
     "AtelierInstructPix2Pix",
     "AtelierDualCFGGuider",
@@ -46,6 +50,7 @@ NODES = (
     "AtelierMakeEditDataset",
     "AtelierRefineCaptions",
     "AtelierTrainInstructPix2Pix",
+    "AtelierTrainCrossAdapter",
 )
 FRONTEND_ONLY = {"Note", "MarkdownNote"}
 WIDGETS = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
@@ -166,7 +171,7 @@ def check_widgets(node: dict[str, Any], schema: Schema) -> None:
             if values:
                 assert values.pop(0) == "image"
             continue
-        if name in ("ckpt_name", "clip_model"):
+        if name in ("ckpt_name", "clip_model", "encoder", "adapter", "lora_name"):
             assert isinstance(value, str), f"{where}: {value!r} is no file name"  # the user's own model
             continue
         check_value(where, value, kind, options)
@@ -201,6 +206,7 @@ def test_template_is_offered_by_the_host(template: Path, server: ComfyClient) ->
 def test_template_runs(template: Path, server: ComfyClient) -> None:
     """Over the API, with the demo checkpoints and a placeholder for each picture that it loads."""
     graph = for_demo(api_graph(template))
+    make_folder(server.base / "output" / "captions", 4)
     for index, node in enumerate(graph.values()):
         if node["class_type"] == "LoadImage":
             picture = Image.new("RGB", (128, 128), (40 * index % 256, 90, 200))

@@ -18,7 +18,7 @@ from shapeworld.scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SI
 from .host import device, use_host
 from .loop import train
 
-SEED, STEPS, BATCH, PEAK = 71, 3_000, 32, 1e-3
+SEED, STEPS, BATCH, PEAK = 71, 1_600, 32, 1e-3
 DENSE_SHARE = 0.75
 KINDS = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES, "place": PLACES}
 """What is to be said of a thing. What a short caption leaves out is not asked."""
