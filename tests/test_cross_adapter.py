@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import comfy.model_base
+import comfy.sample
+import comfy.supported_models
+import psutil
 import pytest
 import torch
 from atelier.attention.cross_adapter import AdapterShape, CrossAdapter, is_cross_adapter, read_adapter
 from atelier.nodes.cross_adapter import open_adapter
 from naive_adapter import naive, random_state
 from safetensors.torch import save_file
+from small_unets import patcher
 
 RELEASED = AdapterShape(2048, 768)
 
@@ -104,3 +111,32 @@ def test_bad_files_are_refused(tmp_path, capsys) -> None:
     with pytest.raises(ValueError, match="A LoRA goes into models/loras"):
         open_adapter(tmp_path / "lora.safetensors")
     assert "code of a file ran" not in capsys.readouterr().out
+
+
+SDXL: dict[str, Any] = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "num_head_channels": 64, "context_dim": 2048,
+    "use_linear_in_transformer": True, "use_spatial_transformer": True, "use_temporal_attention": False,
+    "legacy": False, "num_classes": "sequential", "adm_in_channels": 2816, "dtype": torch.bfloat16,
+}  # fmt: skip
+"""SDXL's UNet at full size: 2.6 billion parameters."""
+
+
+@pytest.mark.skipif(psutil.virtual_memory().available < 10 * 2**30, reason="10 GiB of free memory are needed")
+def test_a_full_size_sdxl_samples_with_an_adapter_2048_wide() -> None:
+    base = comfy.model_base.SDXL(comfy.supported_models.SDXL(dict(SDXL)), device="cpu")
+    parameters = list(base.diffusion_model.parameters())
+    assert sum(weight.numel() for weight in parameters) == 2_567_463_684
+    for weight in parameters:
+        weight.data.fill_(1e-3)
+    adapter = read_adapter(random_state(AdapterShape(2048, 2048)))
+    fused = adapter(torch.randn(2, 77, 2048), torch.randn(2, 256, 2048))
+    assert fused.shape == (2, 333, 2048)
+    positive, negative = ([[row[None], {"pooled_output": torch.zeros(1, 1280)}]] for row in fused)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    drawn = comfy.sample.sample(
+        patcher(base), x, 1, 5.0, "euler", "normal", positive, negative, torch.zeros_like(x), disable_pbar=True
+    )
+    assert drawn.shape == x.shape
+    assert drawn.isfinite().all()
