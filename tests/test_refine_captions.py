@@ -243,9 +243,12 @@ def test_what_a_person_corrected_stays_and_what_was_deleted_comes_back(source: P
 def test_source_captions_are_never_written_over(source: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(source, target_is_directory=True)
-    for target in (source, link):
-        with pytest.raises(CaptionFolderError, match="Choose another name"):
-            refine_folder(source, target, model(), WANTED)
+    for log in (False, True):
+        if log:
+            (source / LOG).touch()
+        for target in (source, link):
+            with pytest.raises(CaptionFolderError, match="holds the captions to refine"):
+                refine_folder(source, target, model(), WANTED)
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.txt").write_text("mine")
