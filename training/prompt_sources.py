@@ -66,7 +66,7 @@ def prompts_of_pictures(folder: Path) -> Prompts:
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES):
         try:
             prompt = prompt_of_picture(path)
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
+        except (OSError, ValueError, SyntaxError, RecursionError) as error:  # Pillow raises SyntaxError too
             skipped[path.name] = f"cannot be read ({error})"
             continue
         if words(prompt):
