@@ -33,6 +33,7 @@ import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 from _adapter_cost import costs  # noqa: E402
+from _dense_drawing import drawn  # noqa: E402
 from _sheet import save_sheet  # noqa: E402
 from assemble import ADAPTER, ADAPTER_LORA, LLM  # noqa: E402
 from atelier.attention.cross_adapter import AdapterShape, read_adapter  # noqa: E402
@@ -45,7 +46,7 @@ from shapeworld.dense_trial import long_prompts  # noqa: E402
 from shapeworld.trial import bound, largest, one_object_prompts  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-PROMPTS, SEED = 200, 700
+PROMPTS = 200
 SHAPES = (AdapterShape(24, 16), AdapterShape(12, 32, 4, layers=2), AdapterShape(40, 64, 8))
 CONTROL = HOME / "base" / "models" / "loras" / "shapeworld-no-adapter.safetensors"
 Note = Callable[[dict[str, Figure]], None]
@@ -91,28 +92,6 @@ def with_lora(checkpoint: Checkpoint, name: str) -> Checkpoint:
     return Checkpoint(model, checkpoint.clip, checkpoint.vae)
 
 
-def drawn(checkpoint: Checkpoint, prompts: Prompts, adapter: LoadedAdapter | None, llm: comfy.sd.CLIP) -> list[Tensor]:
-    """A picture for each prompt, from noise that depends on its number alone."""
-    import nodes
-
-    comfy.utils.PROGRESS_BAR_ENABLED = False
-    made = [encode_pair(checkpoint.clip, llm, adapter, (text, ""), 1.0 if adapter else 0.0) for text, _ in prompts]
-    groups: dict[tuple[int, int], list[int]] = {}
-    for number, (positive, negative, _) in enumerate(made):
-        groups.setdefault((positive[0][0].shape[1], negative[0][0].shape[1]), []).append(number)
-    pictures: dict[int, Tensor] = {}
-    for numbers in groups.values():
-        for start in range(0, len(numbers), 20):
-            part = numbers[start : start + 20]
-            conds = [[[torch.cat([made[n][side][0][0] for n in part]), {}]] for side in (0, 1)]
-            latent = {"samples": torch.zeros(len(part), 4, 16, 16), "batch_index": part}
-            sampled = nodes.KSampler().sample(
-                checkpoint.model, SEED, checkpoint.steps, checkpoint.cfg, "euler", "normal", *conds, latent
-            )[0]
-            pictures |= dict(zip(part, checkpoint.vae.decode(sampled["samples"]), strict=True))
-    return [pictures[number] for number in range(len(prompts))]
-
-
 def things_bound(pictures: list[Tensor], prompts: Prompts) -> list[list[bool]]:
     return [bound(to_bytes(picture), description) for picture, (_, description) in zip(pictures, prompts, strict=True)]
 
@@ -138,10 +117,11 @@ def binding_part(quick: bool, note: Note) -> None:
     dense, single_things = long_prompts(count), one_object_prompts(count)
     bindings, ones, sheets = {}, {}, {}
     for name, (checkpoint, module) in arms.items():
-        pictures = drawn(checkpoint, dense, module, llm)
+        pictures = drawn(checkpoint, [text for text, _ in dense], module, llm)
         bindings[name], sheets[name] = things_bound(pictures, dense), pictures[:8]
         note({f"binding_{name}": share([hit for hits in bindings[name] for hit in hits])})
-        ones[name] = single_right(drawn(checkpoint, single_things, module, llm), single_things)
+        shown = drawn(checkpoint, [text for text, _ in single_things], module, llm)
+        ones[name] = single_right(shown, single_things)
         note({f"one_object_{name}": share(ones[name])})
     means = {name: [100 * float(np.mean(hits)) for hits in found] for name, found in bindings.items()}
     note({"binding_gain_base": difference(means["adapter"], means["base"], "points")})
@@ -151,7 +131,7 @@ def binding_part(quick: bool, note: Note) -> None:
     note({"one_object_change": difference(percent["adapter"], percent["base"], "points")})
     if not quick:
         order = [name for name in ("base", "finetuned", "adapter") if name in sheets]
-        save_sheet([picture for name in order for picture in sheets[name]], RESULTS / "adapter_dense.jpg")
+        save_sheet(torch.stack([one for name in order for one in sheets[name]]), RESULTS / "adapter_dense.jpg")
 
 
 PARTS = {"parity": parity_part, "costs": costs_part, "binding": binding_part}
