@@ -7,17 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import comfy.samplers
 import comfy.sd
 import pytest
 import torch
 from atelier.attention.cross_adapter import AdapterShape, read_adapter
 from atelier.attention.ella_patch import apply_ella
+from atelier.attention.guidance import ScaleSchedule
+from atelier.attention.guider import EditGuidance, EditGuider
 from atelier.attention.llm_features import LoadedAdapter, encode_pair, hold, llm_features, plain_text
 from atelier.attention.t5_encoder import encoder_weights, load_t5, t5_config
 from atelier.nodes.cross_adapter import AtelierCrossAdapterEncode, open_folder
 from naive_adapter import random_state
 from safetensors.torch import save_file
-from small_unets import STEPS, TEXT_WIDTH, count_passes, fill, normal, sample, sd15, sdxl
+from small_unets import STEPS, TEXT_WIDTH, count_passes, fill, latents, listen, normal, sample, sd15, sdxl
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
@@ -281,3 +284,48 @@ def test_ella_needs_the_model(text: comfy.sd.CLIP, encoder: tuple[T5EncoderModel
         AtelierCrossAdapterEncode.execute(text, encoder[1], adapter(text_width=128), "a star", "", model=sdxl())
     with pytest.raises(ValueError, match="holds no text encoder"):
         AtelierCrossAdapterEncode.execute(None, encoder[1], adapter(), "a star", "")
+
+
+# --- with the pack's other methods --------------------------------------------------------------------------
+
+
+def fused(encoder: comfy.sd.CLIP) -> tuple[Tensor, Tensor]:
+    held = adapter(text_width=TEXT_WIDTH)
+    texts = [normal(1, 77, TEXT_WIDTH, seed=seed) for seed in (1, 2)]
+    return tuple(
+        held.module(one, llm_features(encoder, said, TOKENS).values)
+        for one, said in zip(texts, ("a star", ""), strict=True)
+    )
+
+
+def test_feedback_steers_what_an_adapter_encoded(encoder: tuple[T5EncoderModel, comfy.sd.CLIP]) -> None:
+    model, tensors = sd15(), fused(encoder[1])
+    plain, steered = draw(model, tensors), draw(listen(model, latents(1), latents(1, seed=200)), tensors)
+    assert steered.isfinite().all()
+    assert not torch.allclose(plain, steered)
+
+
+def test_areas_take_what_an_adapter_encoded(encoder: tuple[T5EncoderModel, comfy.sd.CLIP]) -> None:
+    """A prompt for a part of the picture changes that part most."""
+    model, tensors = sd15(), fused(encoder[1])
+    positive, negative = conds(tensors)
+    part = [[torch.flip(tensors[0], [1]), {**positive[0][1], "area": (8, 4, 0, 0), "strength": 1.0}]]
+    x = normal(1, 4, 8, 8, seed=9)
+    change = (
+        sample(model, x, positive + part, negative=negative) - sample(model, x, positive, negative=negative)
+    ).abs()
+    assert change[..., :4].mean() > 2 * change[..., 4:].mean() > 0
+
+
+def test_the_edit_guider_takes_what_an_adapter_encoded(encoder: tuple[T5EncoderModel, comfy.sd.CLIP]) -> None:
+    model, tensors = sd15(), fused(encoder[1])
+    positive, negative = conds(tensors)
+    schedules = (ScaleSchedule(4.0, 0.0, 1.0), ScaleSchedule(1.5, 0.0, 1.0))
+    guider = EditGuider(model, EditGuidance(*schedules))
+    guider.set_conds(positive, negative, negative)
+    x = normal(1, 4, 8, 8, seed=9)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
+    euler = comfy.samplers.sampler_object("euler")
+    found = guider.sample(x, torch.zeros_like(x), euler, sigmas, disable_pbar=True, seed=1)
+    wanted = sample(model, x, positive, cfg=4.0, negative=negative)
+    torch.testing.assert_close(model.model.process_latent_in(found), wanted, atol=1e-4, rtol=1e-4)
