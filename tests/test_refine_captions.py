@@ -93,7 +93,7 @@ REFUSED = [
     ("I cannot view pictures, though I would describe this one in great detail.", "refusal"),
     ("", "empty"),
     ("<think>I see a circle. What else is there to be said of it?</think>", "empty"),
-    ("<think>I see a circle. What else is there to be said of it? And so on", "only reasoning"),
+    ("<think>I see a circle. What else is there to be said of it? And so on", "no complete JSON object"),
     ("A red circle.", "3 words, and 5 to 30"),
     ("a red circle " * 20, "60 words, and 5 to 30"),
     ({"text": DENSE}, "missing keys: caption"),
@@ -334,12 +334,10 @@ def test_interrupt_of_the_host_loses_nothing(server: Any, source: Path) -> None:
         exchange.wait_for_hang_up()
 
     name = f"interrupted/{source.parent.name}"
-    with fake.scripted(CAPTION, SEEN, hangs) as chat:
+    with fake.scripted(CAPTION, SEEN, hangs, CAPTION, SEEN, CAPTION, SEEN) as chat:
         with pytest.raises(GraphError, match=r"\(AtelierRefineCaptions\) was interrupted"):
             refined(server, chat.url, source, name=name)
         assert chat.hung_up.wait(2)
-    target = server.base / "output" / name
-    assert [line["picture"] for line in lines(target)] == ["a.png"] and (target / "a.txt").exists()
-    with fake.scripted(CAPTION, SEEN, CAPTION, SEEN) as chat:
-        assert refined(server, chat.url, source, name=name)[1:3] == ["3", "0"]
-        assert len(chat.chats) == 4
+        target = server.base / "output" / name
+        assert [line["picture"] for line in lines(target)] == ["a.png"] and (target / "a.txt").exists()
+        assert refined(server, chat.url, source, name=name)[1:3] == ["3", "0"] and len(chat.chats) == 7
