@@ -201,6 +201,12 @@ def test_the_part_before_a_divider_is_styled() -> None:
     assert found.candidates[1].text == "a painting of a (red:1.1) fox, 8k BREAK a blue star AND x"
 
 
+def test_brackets_of_opening_and_rest_make_no_pair() -> None:
+    found = optimize("a fox BREAK a hare :)", saying("a fox :( 8k", "a fox, 8k"), None)
+    assert [one.text for one in found.candidates] == ["a fox, 8k BREAK a hare :)"]
+    assert [one.why for one in found.dropped] == ["it changes the syntax of the rest"]
+
+
 # Ways of writing
 
 
