@@ -54,7 +54,7 @@ class OpenClip:
         model, out = self.ready(), []
         for part in images.split(BATCH):
             self.check()
-            pixels = (part * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+            pixels = (part * 255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu().numpy()
             batch = torch.stack([self.prepare(Image.fromarray(picture)) for picture in pixels])
             with torch.inference_mode():
                 out.append(model.encode_image(batch.to(_device(model)), normalize=True).float().cpu())
