@@ -25,7 +25,8 @@ NAME, CONTROL = "shapeworld", "shapeworld-no-adapter"
 
 def graph(folder: Path, steps: int) -> dict[str, Any]:
     """The template's graph, with the settings of the demo's training."""
-    from training.adapter import BATCH, ENTITY_WEIGHT, PEAK, RANK, SEED, TOKENS
+    from shapeworld.captioned import SEED
+    from training.adapter import BATCH, ENTITY_WEIGHT, PEAK, RANK, TOKENS
 
     return {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "shapeworld-base.safetensors"}},
@@ -76,7 +77,8 @@ def train_control(folder: Path, work: Path, loras: Path, steps: int) -> None:
     from atelier.training.loop import Plan
     from atelier.training.low_rank import lora_file
     from safetensors.torch import save_file
-    from training.adapter import BATCH, PEAK, RANK, SEED, TOKENS
+    from shapeworld.captioned import SEED
+    from training.adapter import BATCH, PEAK, RANK, TOKENS
 
     base = load_checkpoint("base")
     run = AdapterRun(
@@ -105,7 +107,8 @@ def main() -> None:
     parser.add_argument("--control", action="store_true", help="train the comparison without an adapter")
     options = parser.parse_args()
 
-    from training.adapter import STEPS, make_folder
+    from shapeworld.captioned import make_folder
+    from training.adapter import STEPS
 
     folder, steps = options.work.resolve() / "captions", options.steps or STEPS
     make_folder(folder)

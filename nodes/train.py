@@ -183,14 +183,14 @@ def check_free(file: Path, folder: Path) -> None:
     )
 
 
-def data_folder(dataset: str, node: str = "Make Edit Dataset") -> Path:
+def data_folder(dataset: str, hint: str = "Link Make Edit Dataset, or write") -> Path:
     """The folder of a data set; one that is not absolute is in the output folder.
 
     Raises:
-        ValueError: None is given. `node` is named as one that makes them.
+        ValueError: None is given. `hint` says where one comes from.
     """
     if not dataset.strip():
-        raise ValueError(f"There is no data set. Link {node}, or write the path of a folder into dataset.")
+        raise ValueError(f"There is no data set. {hint} the path of its folder into dataset.")
     return Path(folder_paths.get_output_directory()) / dataset.strip()
 
 

@@ -70,6 +70,7 @@ class AtelierTrainCrossAdapter(io.ComfyNode):
         llm_prefix: str = "",
         precision: str = AUTO,
         start: LoadedAdapter | None = None,
+        captions: str = "",
     ) -> io.NodeOutput:
         file, folder = places(name, FOLDER_KEY)
         lora = places(name, "loras")[0]
@@ -78,8 +79,9 @@ class AtelierTrainCrossAdapter(io.ComfyNode):
             raise ValueError("Only LLM4GEN's adapters can be trained further, and the connected one is ELLA's.")
         if precision == AUTO:
             precision = auto_precision(comfy.model_management.get_torch_device())
+        refined = data_folder(captions) if captions.strip() else None
         run = AdapterRun(
-            read_captions(data_folder(dataset, "Refine Captions"), resolution),
+            read_captions(data_folder(dataset, "Write"), resolution, refined),
             Plan(steps, learning_rate, seed),
             batch_size,
             precision,
@@ -200,6 +202,12 @@ def _more() -> list[io.Input]:
             advanced=True,
             tooltip="What the model computes in; what is trained is in fp32. Auto is the fastest that the device is "
             "made for.",
+        ),
+        io.String.Input(
+            "captions",
+            default="",
+            optional=True,
+            tooltip="A folder of .txt files to take in the place of those beside the pictures: link Refine Captions.",
         ),
         CrossAdapterSocket.Input("start", optional=True, tooltip="An adapter to train further. Without, a new one."),
     ]

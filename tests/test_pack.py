@@ -13,7 +13,7 @@ import pytest
 from comfy_api_client import ComfyClient, GraphError, ServerError
 from graphs import DEMO_SCORER, for_demo
 from PIL import Image
-from training.adapter import make_folder
+from shapeworld.captioned import make_folder
 
 REPO = Path(__file__).resolve().parents[1]
 SNAPSHOT = REPO / "tests" / "snapshots" / "nodes.json"

@@ -91,6 +91,10 @@ def test_a_folder_and_a_tar_file_give_the_same_pictures(tmp_path: Path) -> None:
         assert found[0].picture.shape == (8, 8, 3)
         assert (found[0].picture == (255, 0, 0)).all()
     assert next(read_captions(folder)).picture.shape == (10, 20, 3)
+    refined = tmp_path / "refined"
+    refined.mkdir()
+    (refined / "b.txt").write_text("a dense one")
+    assert [(one.key, one.caption) for one in read_captions(folder, 8, refined)] == [("b", "a dense one")]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +112,8 @@ def test_data_that_cannot_be_read_is_named(tmp_path: Path, files: dict[str, byte
         list(read_captions(tmp_path))
     with pytest.raises(ValueError, match="There is no data set"):
         list(read_captions(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="There is no folder of captions"):
+        list(read_captions(tmp_path, captions=tmp_path / "nothing"))
 
 
 # --- the loss --------------------------------------------------------------------------------------------------
@@ -322,7 +328,8 @@ def test_an_interrupted_training_goes_on(server: ComfyClient, dataset: str) -> N
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"dataset": ""}, "There is no data set. Link Refine Captions"),
+        ({"dataset": ""}, r"There is no data set\. Write the path"),
+        ({"captions": "nothing here"}, "There is no folder of captions"),
         ({"dataset": "nothing here"}, r"There is no data set .*nothing here"),
         ({"name": "../away"}, "is no name for a cross adapter"),
         ({"name": "shapeworld-adapter"}, r"There is a lora shapeworld-adapter\.safetensors already"),

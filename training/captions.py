@@ -24,10 +24,11 @@ class Captioned:
     caption: str
 
 
-def read_captions(place: Path, side: int = 0) -> Iterator[Captioned]:
+def read_captions(place: Path, side: int = 0, captions: Path | None = None) -> Iterator[Captioned]:
     """The captioned pictures of a folder, of the tar files in it, or of one tar file, in the order of their names.
 
     Args:
+        captions: a folder whose text files count in the place of those beside the pictures of a folder.
         side: Pictures are cut to a square in the middle and scaled to this many pixels. 0 leaves them as they are.
 
     Raises:
@@ -35,9 +36,11 @@ def read_captions(place: Path, side: int = 0) -> Iterator[Captioned]:
     """
     if not place.exists():
         raise ValueError(f"There is no data set {place}. Name a folder of pictures with a .txt file beside each.")
+    if captions is not None and not captions.is_dir():
+        raise ValueError(f"There is no folder of captions {captions}. Link Refine Captions, or leave it empty.")
     tars = [place] if place.is_file() else sorted(place.glob("*.tar"))
     count = 0
-    for key, picture, caption in _from_tars(tars) if tars else _from_folder(place):
+    for key, picture, caption in _from_tars(tars) if tars else _from_folder(place, captions or place):
         count += 1
         yield Captioned(key, _pixels(key, picture, side), " ".join(caption.split()))
     if not count:
@@ -47,9 +50,9 @@ def read_captions(place: Path, side: int = 0) -> Iterator[Captioned]:
         )
 
 
-def _from_folder(folder: Path) -> Iterator[tuple[str, bytes, str]]:
+def _from_folder(folder: Path, captions: Path) -> Iterator[tuple[str, bytes, str]]:
     for file in sorted(folder.iterdir()):
-        text = file.with_suffix(CAPTION)
+        text = captions / f"{file.stem}{CAPTION}"
         if file.suffix.lower() in PICTURES and text.is_file():
             yield file.stem, file.read_bytes(), text.read_text(encoding="utf-8-sig", errors="replace")
 
