@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,13 +35,35 @@ class _Held(torch.nn.Module):
         self.model = model
 
 
-def register_folder(key: str = FOLDER_KEY) -> None:
-    """Make `models/<key>` known to the host, beside what extra_model_paths.yaml names. Safe to call twice."""
-    paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
-    own = str(Path(folder_paths.models_dir) / key)
-    paths = [*paths, *([] if own in paths else [own])]
+def register_folder(
+    key: str = FOLDER_KEY, extensions: Collection[str] = (".safetensors",), *, trained: bool = False
+) -> None:
+    """Make `models/<key>` known to the host, beside what extra_model_paths.yaml names. Safe to call twice.
+
+    Args:
+        extensions: of the files that are listed.
+        trained: Files of `<key>` in the output folder, which were trained here, are listed too.
+    """
+    paths, known = folder_paths.folder_names_and_paths.get(key, ([], set()))
+    bases = [folder_paths.models_dir, *([folder_paths.get_output_directory()] if trained else [])]
+    own = [str(Path(base) / key) for base in bases]
     # A key from the yaml file has no extensions, and that would list every file.
-    folder_paths.folder_names_and_paths[key] = (paths, set(extensions) | {".safetensors"})
+    every = [*paths, *(path for path in own if path not in paths)]
+    folder_paths.folder_names_and_paths[key] = (every, set(known) | set(extensions))
+
+
+def folder_files(key: str) -> dict[str, Path]:
+    """The files of `models/<key>` by name, such as `a.safetensors` or `mine/a.safetensors`.
+
+    Looked up each time: the host's own list fails for good once a folder that was there is gone.
+    """
+    paths, extensions = folder_paths.folder_names_and_paths[key]
+    found: dict[str, Path] = {}
+    for base in map(Path, paths):
+        for file in sorted(base.rglob("*")) if base.is_dir() else ():
+            if file.suffix.lower() in extensions and file.is_file():
+                found.setdefault(file.relative_to(base).as_posix(), file)
+    return found
 
 
 def model_names() -> list[str]:

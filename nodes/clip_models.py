@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..feedback.aesthetic import SUFFIXES
 from ..feedback.clip_folder import LAYOUTS, is_model_folder, open_folder
 from ..feedback.open_clip_model import BATCH, OpenClip
 from ..feedback.scorers import weights_version
+from ..llm.hosting import folder_files, register_folder
 
 FOLDER_KEY, HEADS_KEY = "clip_scorers", "aesthetic_heads"
 NO_MODEL, NO_HEAD = "none installed", "none"
@@ -29,16 +30,8 @@ _open: WeakValueDictionary[str, OpenClip] = WeakValueDictionary()
 
 def register_folders() -> None:
     """Make our model folders known to the host, beside what extra_model_paths.yaml names. Safe to call twice."""
-    _register(FOLDER_KEY, {".safetensors"})
-    _register(HEADS_KEY, SUFFIXES)
-
-
-def _register(key: str, suffixes: Collection[str]) -> None:
-    paths, extensions = folder_paths.folder_names_and_paths.get(key, ([], set()))
-    own = str(Path(folder_paths.models_dir) / key)
-    paths = [*paths, *([] if own in paths else [own])]
-    # A key from the yaml file has no extensions, and that would list every file.
-    folder_paths.folder_names_and_paths[key] = (paths, set(extensions) | set(suffixes))
+    register_folder(FOLDER_KEY)
+    register_folder(HEADS_KEY, SUFFIXES)
 
 
 def model_names() -> list[str]:
@@ -68,13 +61,13 @@ def installed_folder(name: str) -> Path:
 
 
 def head_names() -> list[str]:
-    """The files of `models/aesthetic_heads`. The host's own list raises when a folder that was there is gone."""
-    return sorted(_head_files())
+    """The files of `models/aesthetic_heads`."""
+    return sorted(folder_files(HEADS_KEY))
 
 
 def head_file(name: str) -> Path:
     """The file of an aesthetic head. Raises ValueError, which says how to get one."""
-    file = _head_files().get(name)
+    file = folder_files(HEADS_KEY).get(name)
     if file is None:
         what = "An aesthetic score needs a head" if name == NO_HEAD else f"There is no aesthetic head {name}"
         raise ValueError(
@@ -82,12 +75,6 @@ def head_file(name: str) -> Path:
             f"{' or '.join(folder_paths.get_folder_paths(HEADS_KEY))}, press R and choose it as aesthetic_head."
         )
     return file
-
-
-def _head_files() -> dict[str, Path]:
-    bases = [Path(base) for base in folder_paths.get_folder_paths(HEADS_KEY)]
-    files = [file for base in bases if base.is_dir() for file in base.iterdir() if file.suffix in SUFFIXES]
-    return {file.name: file for file in reversed(files)}  # of two with one name, the first folder's
 
 
 def folder_state(folder: Path) -> str:

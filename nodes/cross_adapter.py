@@ -25,6 +25,7 @@ from ..attention.llm_features import (
     hold,
 )
 from ..attention.t5_encoder import load_t5, read_weights
+from ..llm.hosting import folder_files, folder_state, register_folder
 from ..llm.hosting import model_folder as llm_folder
 from ..llm.hosting import model_names as llm_names
 
@@ -36,24 +37,12 @@ IN_FOLDER = "folder: "
 """What stands before the name of a transformers folder in the list of encoders."""
 
 
-def register_folder() -> None:
-    """Make `models/cross_adapters`, and the folder of those that were trained here, known to the host.
-
-    They stand beside what extra_model_paths.yaml names. Safe to call twice.
-    """
-    paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER_KEY, ([], set()))
-    own = [str(Path(base) / FOLDER_KEY) for base in (folder_paths.models_dir, folder_paths.get_output_directory())]
-    # A key from the yaml file has no extensions, and that would list every file.
-    every = [*paths, *(path for path in own if path not in paths)]
-    folder_paths.folder_names_and_paths[FOLDER_KEY] = (every, set(extensions) | EXTENSIONS)
+register_folder(FOLDER_KEY, EXTENSIONS, trained=True)
 
 
-register_folder()
-
-
-def state_of(path: str | None) -> str:
+def state_of(file: Path | None) -> str:
     """Changes when the file does."""
-    return str(Path(path).stat().st_mtime_ns) if path else ""
+    return str(file.stat().st_mtime_ns) if file else ""
 
 
 class AtelierLoadCrossAdapter(io.ComfyNode):
@@ -70,7 +59,7 @@ class AtelierLoadCrossAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "adapter",
-                    options=folder_paths.get_filename_list(FOLDER_KEY) or [NOTHING],
+                    options=sorted(folder_files(FOLDER_KEY)) or [NOTHING],
                     tooltip="A file in models/cross_adapters: LLM4GEN's projector.pth, ELLA's safetensors, or one "
                     "that Train Cross-Adapter has made.",
                 )
@@ -80,17 +69,17 @@ class AtelierLoadCrossAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter: str) -> str:
-        return state_of(folder_paths.get_full_path(FOLDER_KEY, adapter))
+        return state_of(folder_files(FOLDER_KEY).get(adapter))
 
     @classmethod
     def execute(cls, adapter: str) -> io.NodeOutput:
-        path = folder_paths.get_full_path(FOLDER_KEY, adapter)
-        if path is None:
+        file = folder_files(FOLDER_KEY).get(adapter)
+        if file is None:
             folders = " or ".join(folder_paths.get_folder_paths(FOLDER_KEY))
             raise ValueError(
                 f"There is no adapter {adapter}. Put projector.pth or another one into {folders}, press R."
             )
-        return io.NodeOutput(open_adapter(Path(path)))
+        return io.NodeOutput(open_adapter(file))
 
 
 def open_adapter(file: Path) -> LoadedAdapter:
@@ -134,8 +123,8 @@ class AtelierLoadLLMEncoder(io.ComfyNode):
     def fingerprint_inputs(cls, encoder: str) -> str:
         if encoder.startswith(IN_FOLDER):
             folder = llm_folder(encoder.removeprefix(IN_FOLDER))
-            return "/".join(state_of(str(file)) for file in sorted(folder.iterdir())) if folder else ""
-        return state_of(folder_paths.get_full_path("text_encoders", encoder))
+            return folder_state(folder) if folder else ""
+        return state_of(folder_files("text_encoders").get(encoder))
 
     @classmethod
     def execute(cls, encoder: str) -> io.NodeOutput:
@@ -143,8 +132,8 @@ class AtelierLoadLLMEncoder(io.ComfyNode):
             folder = llm_folder(encoder.removeprefix(IN_FOLDER))
             if folder is not None:
                 return io.NodeOutput(open_folder(folder))
-        elif path := folder_paths.get_full_path("text_encoders", encoder):
-            return io.NodeOutput(load_t5([Path(path)], _embeddings()))
+        elif file := folder_files("text_encoders").get(encoder):
+            return io.NodeOutput(load_t5([file], _embeddings()))
         folders = " or ".join(folder_paths.get_folder_paths("text_encoders"))
         raise ValueError(
             f"There is no encoder {encoder}. Put a T5 file into {folders}, or a transformers folder into models/LLM, "
@@ -154,7 +143,7 @@ class AtelierLoadLLMEncoder(io.ComfyNode):
 
 def encoder_names() -> list[str]:
     """The files that may hold a T5 encoder, and the transformers folders."""
-    return [*folder_paths.get_filename_list("text_encoders"), *(IN_FOLDER + name for name in llm_names())]
+    return [*sorted(folder_files("text_encoders")), *(IN_FOLDER + name for name in llm_names())]
 
 
 def open_folder(folder: Path) -> CLIP:
