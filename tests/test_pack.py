@@ -97,7 +97,8 @@ def test_schemas_match_the_snapshot(
     server: ComfyClient, pack: dict[str, Schema], request: pytest.FixtureRequest
 ) -> None:
     """A changed schema breaks saved workflows, so a change must be meant: --update-snapshots writes it."""
-    installed = {*server.get("/models/checkpoints"), DEMO_SCORER}
+    folders = ("checkpoints", "text_encoders", "cross_adapters")
+    installed = {DEMO_SCORER, "none installed", *(name for key in folders for name in server.get(f"/models/{key}"))}
     live = json.loads(json.dumps(pack))
     for schema in live.values():
         for _, options in inputs_of(schema).values():
