@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ..attention.cross_adapter import AdapterShape, CrossAdapter
 from ..attention.fabric import model_conds
+from ..attention.folder_encoder import NAME as FOLDER_LLM
 from ..attention.llm_features import even_tokens, llm_features, plain_text
-from ..attention.patches import is_picture_unet
+from ..attention.patches import check_fit, encode_text, is_picture_unet
 from .captions import Captioned
 from .cross_adapter import CaptionedLatents, Pairs, adapter_loss
 from .curve import draw_sheet, read_log
@@ -93,6 +94,7 @@ def train_adapter(
     if base is None:
         raise ValueError("The host does not know the connected model's layout. Connect an SD1.5 or SDXL checkpoint.")
     with torch.no_grad():
+        check_fit(model, None, [vae.encode(torch.full((1, 64, 64, 3), 0.5))[0]], encode_text(clip, "")["cond"])
         data, captions, found = encode_captions(base, clip, vae, llm, run, watch)
     shape = AdapterShape(data.llm.shape[-1], data.text.shape[-1], run.heads)
     about = {
@@ -131,7 +133,7 @@ def train_adapter(
 
 
 def _new_adapter(shape: AdapterShape, run: AdapterRun) -> CrossAdapter | None:
-    """The adapter to train. Its last layer starts small, so that training starts near the model as it was."""
+    """The adapter to train, a new one or a copy of the one to go on from; None for a training without."""
     if not run.use_adapter:
         return None
     adapter = CrossAdapter(shape)
@@ -192,8 +194,13 @@ def encode_captions(
 
 
 def caption_pairs(llm: comfy.sd.CLIP, caption: str, run: AdapterRun) -> Pairs:
-    """The tokens of each entity and of its attribute, as the language model counts them."""
+    """The tokens of each entity and of its attribute, as the language model counts them.
+
+    None for encoders that put a prompt into a template, whose features begin somewhere in it.
+    """
     text = run.prefix + plain_text(caption)
+    if not any(name in tokenizer for tokenizer in llm.tokenize("") for name in ("t5", FOLDER_LLM)):
+        return ()
 
     def count(end: int) -> int:
         # Without the end of the text, which every text has.
