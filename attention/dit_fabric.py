@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .dit import TokenOrder, block_depths, merge_heads, next_block
 from .fabric import CALL, Fabric
-from .reference import BlockKey, Capture
+from .reference import BlockKey, Capture, KeysValues
 from .reference_keys import Unseen
 
 FAMILIES = "Flux-, SD3-, Qwen-Image- and Z-Image-class models"
@@ -106,6 +106,12 @@ class DitFabric(Fabric):
 
     def capture(self, x: Tensor) -> Capture:
         return Capture(tuple(self.blocks), lambda tokens: self.family.order.picture(tokens, x.shape))
+
+    def merge(
+        self, kept: Mapping[BlockKey, KeysValues], count: int, size: tuple[int, int]
+    ) -> Mapping[BlockKey, KeysValues]:
+        """Nothing is merged: keys carry the place of their token."""
+        return kept
 
     def attend(
         self,

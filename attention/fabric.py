@@ -39,6 +39,7 @@ from .reference import (
     fixed_noise_seed,
     join_references,
     latent_bytes,
+    merge_tokens,
     reference_noise,
     split_capture,
 )
@@ -283,6 +284,7 @@ class Fabric(Unseen):
             frozen(patches),
             self.prompt_key,
             tuple(self.blocks),
+            self.schedule.merge_above,
         )
         return {r: (tuple(r.latent.shape), digest(latent_bytes(r.latent)), shared) for r in references}
 
@@ -310,7 +312,8 @@ class Fabric(Unseen):
             times = sigma.expand(noised.shape[0])
             with contextlib.suppress(AllKept):
                 model._apply_model(noised, times, transformer_options={**options, CALL: capture}, **conds)
-            return split_capture(capture.kept, len(batch))
+            kept = self.merge(capture.kept, len(batch), tuple(noised.shape[-2:]))
+            return split_capture(kept, len(batch))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -328,6 +331,13 @@ class Fabric(Unseen):
     def capture(self, x: Tensor) -> Capture:
         """What reads the attentions of a reference pass over `x` [rows, channels, height, width]."""
         return Capture(tuple(self.blocks))
+
+    def merge(
+        self, kept: Mapping[BlockKey, KeysValues], count: int, size: tuple[int, int]
+    ) -> Mapping[BlockKey, KeysValues]:
+        """What a pass kept of `count` references of `size`, with merged tokens if the schedule asks for them."""
+        above = self.schedule.merge_above
+        return kept if above is None else merge_tokens(kept, count, size, above)
 
     def enter_self_attention(
         self, n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]

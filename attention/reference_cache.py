@@ -51,16 +51,19 @@ class ReferenceCache:
                 return None
             entry.run = run
             self._entries.move_to_end(key)
-        return {block: (k.to(device), v.to(device)) for block, (k, v) in entry.kept.items()}
+        return {block: KeysValues(k.to(device), v.to(device), n) for block, (k, v, n) in entry.kept.items()}
 
     def put(self, key: Hashable, run: Hashable, kept: Kept) -> None:
         """Keep a copy, unless it does not fit beside what this run has used."""
-        size = sum(part.nbytes for keys_values in kept.values() for part in keys_values)
+        size = sum(part.nbytes for keys, values, _ in kept.values() for part in (keys, values))
         with self._lock:
             if key in self._entries or not self._make_room(size, run):
                 return
             # A copy, because the parts are views of a batch that would stay as a whole.
-            copied = {block: (k.to("cpu", copy=True), v.to("cpu", copy=True)) for block, (k, v) in kept.items()}
+            copied = {
+                block: KeysValues(k.to("cpu", copy=True), v.to("cpu", copy=True), n)
+                for block, (k, v, n) in kept.items()
+            }
             self._entries[key] = _Entry(copied, size, run)
             self.size += size
 

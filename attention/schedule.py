@@ -31,6 +31,10 @@ DEPTHS: dict[str, Callable[[float], float]] = {
 """
 
 
+MERGE_ABOVE = 1024
+"""Where tokens are merged: at 512 x 512 in SD1.5's layers of full resolution, which have 4096."""
+
+
 @dataclass(frozen=True)
 class FabricSchedule:
     """When and where feedback counts, and how much.
@@ -44,6 +48,8 @@ class FabricSchedule:
 
     References are read at every `renew_every`-th noise level at which they count; at those between, their keys and
     values are the ones of the last level that was read.
+
+    Where a self-attention has more than `merge_above` tokens for a reference, squares of 2 x 2 of them are merged.
     """
 
     weight: float
@@ -55,6 +61,7 @@ class FabricSchedule:
     depth: str = "all"
     exploration: float = 0.0
     renew_every: int = 1
+    merge_above: int | None = None
 
     def exploring(self, batch: int) -> Fraction:
         """The share of the batch that is drawn without feedback, in whole pictures."""

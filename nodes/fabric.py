@@ -10,7 +10,7 @@ from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
 from ..attention.patches import FabricSchedule, apply_fabric, check_model, encode_pictures, encode_text
-from ..attention.schedule import DEPTHS, SHAPES
+from ..attention.schedule import DEPTHS, MERGE_ABOVE, SHAPES
 from ..feedback.pictures import Feedback
 from .feedback import FeedbackSocket
 
@@ -162,6 +162,14 @@ class AtelierFabric(io.ComfyNode):
                     "exact.",
                 ),
                 io.Boolean.Input(
+                    "merge_tokens",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where a layer has more than 1024 tokens for one of your pictures, four neighbours become "
+                    "one. Faster and less exact; for SD and SDXL.",
+                ),
+                io.Boolean.Input(
                     "experimental",
                     default=False,
                     optional=True,
@@ -193,11 +201,17 @@ class AtelierFabric(io.ComfyNode):
         exploration: float = 0.0,
         renew_every: int = 1,
         experimental: bool = False,
+        merge_tokens: bool = False,
     ) -> io.NodeOutput:
         check_model(model, experimental)
         own = FabricSchedule(weight, start_percent, end_percent, weight_outside, negative_scale)
         schedule = replace(
-            PRESETS.get(preset, own), shape=shape, depth=depth, exploration=exploration, renew_every=renew_every
+            PRESETS.get(preset, own),
+            shape=shape,
+            depth=depth,
+            exploration=exploration,
+            renew_every=renew_every,
+            merge_above=MERGE_ABOVE if merge_tokens else None,
         )
         if not feedback.liked and not feedback.disliked:
             return io.NodeOutput(model.clone())

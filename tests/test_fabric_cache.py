@@ -13,7 +13,7 @@ import comfy_extras.nodes_model_advanced
 import pytest
 import torch
 from atelier.attention.patches import apply_fabric
-from atelier.attention.reference import fixed_noise_seed
+from atelier.attention.reference import KeysValues, fixed_noise_seed
 from atelier.attention.reference_cache import ReferenceCache
 from naive_fabric import relative
 from small_unets import (
@@ -215,7 +215,7 @@ def test_memory_is_freed_with_the_model() -> None:
 
 def parts(size: int) -> dict[Any, Any]:
     """Keys and values of `size` bytes."""
-    return {("input", 1, 0): (torch.zeros(1, size // 8, 1), torch.zeros(1, size // 8, 1))}
+    return {("input", 1, 0): KeysValues(torch.zeros(1, size // 8, 1), torch.zeros(1, size // 8, 1))}
 
 
 def test_the_least_recently_used_go_first() -> None:
@@ -250,3 +250,14 @@ def test_a_run_over_the_budget_is_still_right(model: Patcher) -> None:
     assert 0 < cache.size <= 2**17
     assert relative(warm, cold) < 1e-5
     assert relative(cold, uncached(model)) < 1e-5
+
+
+def test_merged_tokens_have_places_of_their_own(model: Patcher, passes: list[int]) -> None:
+    """What was kept in full does not serve a run that merges, nor the other way round."""
+    schedules = (ALWAYS, replace(ALWAYS, merge_above=8))
+    patched = [apply_fabric(model, LIKED, DISLIKED, EMPTY_PROMPT, one, True, 2**30) for one in schedules]
+    cold = [sample(one, NOISE) for one in patched]
+    assert passes == [3] * 2 * STEPS
+    assert all(torch.equal(sample(one, NOISE), first) for one, first in zip(patched, cold, strict=True))
+    assert passes == [3] * 2 * STEPS
+    assert not torch.allclose(*cold)

@@ -117,9 +117,9 @@ def test_the_pictures_tokens_are_kept_and_no_text(dit: Bench, monkeypatch: pytes
     patch = dit.model.model.diffusion_model.patch_size
     tokens = -(-7 // patch) * -(-9 // patch)
     assert list(first) == list(dit_family(dit.model.model.diffusion_model).depths)
-    assert {part.shape[:2] for parts in first.values() for part in parts} == {(1, tokens)}
+    assert {part.shape[:2] for parts in first.values() for part in parts[:2]} == {(1, tokens)}
     block = next(iter(first))
-    for mine, same, unlike in zip(first[block], again[block], changed[block], strict=True):
+    for mine, same, unlike in zip(first[block][:2], again[block][:2], changed[block][:2], strict=True):
         assert relative(same, mine) < 1e-6
         assert (unlike - mine).abs().amax(-1).min() > 1e-3
     last = list(first)[-1]
