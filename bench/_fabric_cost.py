@@ -1,7 +1,7 @@
 """What FABRIC costs: whole runs with feedback against the same model without it, in turn in one process.
 
 A UNet of the SD1.5 layout with random weights draws latents of 64×64 by the host's own sampler with cfg and with
-feedback in the first half of the steps. "Cold" reads the pictures and keeps them; "warm" finds them. Full size, in fp16
+feedback in the first half of the steps. "Cold" reads the pictures and keeps them; "warm" finds them; with merged tokens too. Full size, in fp16
 on a GPU and in bfloat16 on a CPU. To be imported after `_world.start_host` and `_world.pack`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import product
 
 import comfy.model_base
 import comfy.model_management
@@ -20,6 +21,7 @@ import torch
 from _figures import Figure, mean, single
 from atelier.attention.patches import FabricSchedule, apply_fabric, shared_cache
 from atelier.attention.reference_cache import ReferenceCache
+from atelier.attention.schedule import MERGE_ABOVE
 
 COUNTS = ((1, 0), (1, 1), (4, 4))
 SIDE, CFG, TEXT = 64, 7.0, (1, 77, 768)
@@ -47,13 +49,15 @@ def sd15(channels: int, dtype: torch.dtype) -> Patcher:
     return Patcher(base, load_device=device, offload_device=comfy.model_management.unet_offload_device())
 
 
-def listening(model: Patcher, liked: int, disliked: int) -> tuple[Patcher, ReferenceCache]:
-    """The model with the node's own defaults, and its cache, which is empty."""
+def listening(
+    model: Patcher, liked: int, disliked: int, merge_above: int | None = None
+) -> tuple[Patcher, ReferenceCache]:
+    """The model with the node's own defaults but for merged tokens, and its cache, which is empty."""
     alone = model.clone()
     alone.remove_attachments("atelier_fabric_cache")
     cache = shared_cache(alone, CACHE)
     pictures = torch.randn(liked + disliked, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(2)) * 5
-    schedule = FabricSchedule(0.8, 0.0, 0.5, 0.0, 0.5)
+    schedule = FabricSchedule(0.8, 0.0, 0.5, 0.0, 0.5, merge_above=merge_above)
     likes, dislikes = list(pictures[:liked]), list(pictures[liked:])
     return apply_fabric(alone, likes, dislikes, {"cond": torch.zeros(TEXT)}, schedule, True, CACHE), cache
 
@@ -85,14 +89,14 @@ def costs(repeats: int, steps: int, channels: int, progress: Callable[[dict[str,
     size = sum(weight.numel() for weight in model.model.diffusion_model.parameters()) / 1e6
     progress({"cost_model": single(size, "million"), "cost_steps": single(steps, "steps")})
     seconds(model, 2)
-    for liked, disliked in COUNTS:
+    for (liked, disliked), merge_above in product(COUNTS, (None, MERGE_ABOVE)):
         cold, warm = [], []
         for _ in range(repeats):
-            patched, cache = listening(model, liked, disliked)
+            patched, cache = listening(model, liked, disliked, merge_above)
             plain = seconds(model, steps)
             cold.append(seconds(patched, steps) / plain)
             warm.append(seconds(patched, steps) / plain)
-        counts = f"{liked}_{disliked}"
+        counts = f"{'merged_' if merge_above else ''}{liked}_{disliked}"
         progress(
             {
                 f"cold_{counts}": mean(cold, "ratio"),
