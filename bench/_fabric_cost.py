@@ -1,8 +1,9 @@
 """What FABRIC costs: whole runs with feedback against the same model without it, in turn in one process.
 
 A UNet of the SD1.5 layout with random weights draws latents of 64×64 by the host's own sampler with cfg and with
-feedback in the first half of the steps. "Cold" reads the pictures and keeps them; "warm" finds them; with merged tokens too. Full size, in fp16
-on a GPU and in bfloat16 on a CPU. To be imported after `_world.start_host` and `_world.pack`.
+feedback in the first half of the steps. "Cold" reads the pictures and keeps them; "warm" finds them; each with merged
+tokens too. Full size, in fp16 on a GPU and in bfloat16 on a CPU. To be imported after `_world.start_host` and
+`_world.pack`.
 """
 
 from __future__ import annotations

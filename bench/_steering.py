@@ -6,11 +6,12 @@ To be imported after `_world.start_host` and `_world.pack`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from _figures import Figure, ratio, share
 from _rounds import listening
-from _world import Checkpoint, rendered
+from _world import Checkpoint, pack, rendered
 from shapeworld.oracle import look
 from shapeworld.scene import COLOURS, STYLES, Scene, Thing
 from shapeworld.trial import HELD_OUT, largest
@@ -52,6 +53,11 @@ def steering(checkpoint: Checkpoint, each: int, progress: Callable[[dict[str, Fi
             sheet.append(torch.cat([rendered_circle(colour)[None], drawn[:7]]))
         key = "like_lift" if what == "like" else "dislike_ratio"
         progress({f"{what}_before": share(came), f"{what}_after": share(after), key: ratio(after, came)})
+    merged: list[bool] = []
+    for at, colour in enumerate(COLOURS):
+        model = _merging(checkpoint, rendered_circle(colour))
+        merged += [found == colour for found in _names(checkpoint.draw([PROMPT] * each, _seed(at), model), colour_of)]
+    progress({"like_merged_after": share(merged), "like_merged_lift": ratio(merged, came)})
     plain = _names(checkpoint.draw([PROMPT] * each, _seed(0)), style_of)
     styles: list[bool] = []
     for at, style in enumerate(STYLES[1:]):
@@ -61,6 +67,18 @@ def steering(checkpoint: Checkpoint, each: int, progress: Callable[[dict[str, Fi
     came = [found == style for style in STYLES[1:] for found in plain]
     progress({"like_style_before": share(came), "like_style_after": share(styles)})
     return torch.cat(sheet)
+
+
+def _merging(checkpoint: Checkpoint, liked: Tensor) -> Any:
+    """The model with the node's defaults and one liked picture, whose tokens are merged in the layers of full
+    resolution. They have 256 tokens here, fewer than those in which the node would merge."""
+    pack()
+    from atelier.attention.patches import apply_fabric, encode_pictures, encode_text
+    from atelier.attention.schedule import FabricSchedule
+
+    latents = encode_pictures(checkpoint.vae, [liked], "liked")
+    schedule = FabricSchedule(0.8, 0.0, 0.5, 0.0, 0.5, merge_above=64)
+    return apply_fabric(checkpoint.model, latents, [], encode_text(checkpoint.clip, ""), schedule, True)
 
 
 def _after(checkpoint: Checkpoint, what: str, picture: Tensor, each: int, seed: int) -> Tensor:
