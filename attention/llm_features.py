@@ -27,8 +27,8 @@ RELEASED_TOKENS, RELEASED_PREFIX = 256, "pre "
 ELLA_TOKENS = 128
 """ELLA's released weights were trained with texts padded to this many tokens."""
 
-KEPT = 64
-"""Encoded prompts that an adapter keeps."""
+KEPT = 16
+"""Encoded pairs of prompts that an adapter keeps, of about 2 MB each for SD1.5."""
 
 Conditioning = list[list[Any]]
 
@@ -50,12 +50,20 @@ class LoadedAdapter:
 
 
 @dataclass(frozen=True)
+class Read:
+    """How much of a prompt a language model read: tokens used of those that there are, and tokens that were lost."""
+
+    used: int
+    tokens: int
+    lost: int
+
+
+@dataclass(frozen=True)
 class Features:
-    """Features of a prompt [1, tokens, width], float32, and how many tokens it had and lost."""
+    """Features of a prompt [1, tokens, width], float32, and how much of it they are of."""
 
     values: Tensor
-    used: int
-    lost: int
+    read: Read
 
 
 def hold(name: str, module: CrossAdapter | TimeResampler, tokens: int, prefix: str) -> LoadedAdapter:
@@ -99,7 +107,7 @@ def llm_features(llm: comfy.sd.CLIP, prompt: str, tokens: int, prefix: str = "",
     values = found[:1, :tokens].float()
     missing = tokens - values.shape[1]
     values = torch.nn.functional.pad(values, (0, 0, 0, max(0, missing)))
-    return Features(values, min(used, tokens), max(0, used - tokens))
+    return Features(values, Read(min(used, tokens), tokens, max(0, used - tokens)))
 
 
 def _check_layer(llm: comfy.sd.CLIP, layer: int) -> None:
@@ -125,10 +133,10 @@ def encode_pair(
     prompts: tuple[str, str],
     strength: float = 1.0,
     layer: int = 0,
-) -> tuple[Conditioning, Conditioning, tuple[Features, Features] | None]:
+) -> tuple[Conditioning, Conditioning, tuple[Read, Read] | None]:
     """The conditionings of a positive and a negative prompt, of equal lengths, so that both are asked about at once.
 
-    At strength 0 they are those of the text encoder alone, bit for bit, and there are no features.
+    At strength 0 they are those of the text encoder alone, bit for bit, and nothing is read.
 
     Raises:
         ValueError: An encoder has another width than the adapter was made for, or no such layer.
@@ -141,19 +149,25 @@ def encode_pair(
         key = (*_state(clip), *_state(llm), *prompts, strength, layer)
     if key in adapter.kept:
         adapter.kept.move_to_end(key)
-        return adapter.kept[key]
+        return _copied(adapter.kept[key])
     features = tuple(llm_features(llm, prompt, adapter.tokens, adapter.prefix, layer) for prompt in prompts)
     if isinstance(adapter.module, TimeResampler):
         check_width(adapter, features[0].values)
-        made = [[[feature.values, {}]] for feature in features]
+        positive, negative = ([[feature.values, {}]] for feature in features)
     else:
-        made = _fused(clip, adapter, prompts, features, strength)
-    found = (made[0], made[1], features)
+        positive, negative = _fused(clip, adapter, prompts, features, strength)
+    found = positive, negative, (features[0].read, features[1].read)
     if key is not None:
         adapter.kept[key] = found
         while len(adapter.kept) > KEPT:
             adapter.kept.popitem(last=False)
-    return found
+    return _copied(found)
+
+
+def _copied(found: tuple[Conditioning, Conditioning, Any]) -> tuple[Conditioning, Conditioning, Any]:
+    """The same tensors in lists and dicts of their own, so that what is kept stays as it is."""
+    positive, negative = ([[cond, dict(about)] for cond, about in conditioning] for conditioning in found[:2])
+    return positive, negative, found[2]
 
 
 def _state(clip: comfy.sd.CLIP) -> tuple[Hashable, ...]:

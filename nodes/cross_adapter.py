@@ -18,8 +18,8 @@ from ..attention.llm_features import (
     ELLA_TOKENS,
     RELEASED_PREFIX,
     RELEASED_TOKENS,
-    Features,
     LoadedAdapter,
+    Read,
     check_model,
     encode_pair,
     hold,
@@ -263,11 +263,11 @@ def _settings() -> list[io.Input]:
     ]
 
 
-def _report(features: tuple[Features, Features] | None) -> str:
-    if features is None:
+def _report(read: tuple[Read, Read] | None) -> str:
+    if read is None:
         return "Strength 0: the text encoder alone."
     lines = []
-    for name, found in zip(("positive", "negative"), features, strict=True):
+    for name, found in zip(("positive", "negative"), read, strict=True):
         lost = f"; {found.lost} more were cut off" if found.lost else ""
-        lines.append(f"{name}: {found.used} tokens of {found.values.shape[1]}{lost}")
+        lines.append(f"{name}: {found.used} tokens of {found.tokens}{lost}")
     return "\n".join(lines)

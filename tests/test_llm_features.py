@@ -65,14 +65,14 @@ def test_features_agree_with_transformers(encoder: tuple[T5EncoderModel, comfy.s
     assert found.values.shape == (1, TOKENS, WIDTH)
     close(found.values, expected(model, "pre a red star, on a blue sea", TOKENS))
     words = T5TokenizerFast.from_pretrained(str(TOKENIZER))
-    assert (found.used, found.lost) == (len(words("pre a red star, on a blue sea").input_ids), 0)
+    assert (found.read.used, found.read.lost) == (len(words("pre a red star, on a blue sea").input_ids), 0)
 
 
 def test_a_long_text_is_cut_and_told(encoder: tuple[T5EncoderModel, comfy.sd.CLIP]) -> None:
     model, clip = encoder
     found = llm_features(clip, "star " * 5000, TOKENS)
-    assert found.used == TOKENS
-    assert found.lost >= 5000 - TOKENS
+    assert found.read.used == TOKENS
+    assert found.read.lost >= 5000 - TOKENS
     close(found.values, expected(model, "star " * 5000, TOKENS))
 
 
@@ -189,12 +189,14 @@ def test_a_prompt_is_encoded_once(text: comfy.sd.CLIP, encoder: tuple[T5EncoderM
     first = encode_pair(text, encoder[1], held, ("a star", ""))
     start = time.perf_counter()
     again = encode_pair(text.clone(), encoder[1].clone(), held, ("a star", ""))
-    assert again is first
+    assert again[0][0][0] is first[0][0][0]
     assert time.perf_counter() - start < 0.1
     other = text.clone()
     other.add_patches({next(iter(text.patcher.model_state_dict())): (torch.ones(1),)})
-    assert encode_pair(other, encoder[1], held, ("a star", "")) is not first
-    assert encode_pair(text, encoder[1], held, ("a star", ""), 0.5) is not first
+    assert encode_pair(other, encoder[1], held, ("a star", ""))[0][0][0] is not first[0][0][0]
+    assert encode_pair(text, encoder[1], held, ("a star", ""), 0.5)[0][0][0] is not first[0][0][0]
+    again[0][0][1]["area"] = (1, 1, 0, 0)
+    assert "area" not in encode_pair(text, encoder[1], held, ("a star", ""))[0][0][1]
 
 
 def test_wrong_widths_are_told(text: comfy.sd.CLIP, encoder: tuple[T5EncoderModel, comfy.sd.CLIP]) -> None:
