@@ -1,9 +1,9 @@
-"""Puts the demo models together: checkpoints that the stock loader opens, the scorer's open_clip folder, the language
-model of T5's layout, and the Cross-Adapter with its LoRA.
+"""Puts the demo models together: checkpoints that the stock loader opens, the scorer's open_clip folder, its aesthetic
+head, the prompt policy's folder, the language model of T5's layout, and the Cross-Adapter with its LoRA.
 
 The repository stores what the checkpoints share once: the autoencoder, the text encoder without its unused token
 rows, the base UNet; an expert is a low-rank difference to the base UNet, and the editor a difference in 8 bits. The
-language model, the adapter and its LoRA are in 8 bits too.
+language model, the adapter, its LoRA and the prompt policy are in 8 bits too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EXPERTS = ("chalk", "neon", "sticker")
 EDITOR = "edit"
 LEVELS = 127
 """Steps of a stored difference from 0 to the largest of its row."""
-SCORER = "shapeworld"
+SCORER = HEAD = POLICY = "shapeworld"
 LLM, ADAPTER = "shapeworld-t5", "shapeworld"
 ADAPTER_LORA = "shapeworld-adapter"
 VOCABULARY, T5_VOCABULARY = 49408, 32128
@@ -161,6 +161,29 @@ def assemble_scorer(models: Path, parts: Path = PARTS) -> Path:
     return folder
 
 
+def assemble_head(models: Path, parts: Path = PARTS) -> Path:
+    """Writes the scorer's aesthetic head into `models/aesthetic_heads` unless it is there already; returns its path."""
+    file, made_from = models / "aesthetic_heads" / f"{HEAD}.safetensors", fingerprint(parts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not is_current(file, made_from):
+        part = parts / "aesthetic.safetensors"
+        _write(file, load_file(part), header(part) | {"atelier.parts": made_from})
+    return file
+
+
+def assemble_policy(models: Path, parts: Path = PARTS) -> Path:
+    """Writes the policy into `models/prompt_optimizers` unless it is there already; returns its folder."""
+    folder, made_from = models / "prompt_optimizers" / POLICY, fingerprint(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    file, about = folder / "model.safetensors", header(parts / "policy.safetensors")
+    if not is_current(file, made_from):
+        (folder / "config.json").write_text(about["config"], encoding="utf-8")
+        (folder / "vocab.json").write_text(about["vocabulary"], encoding="utf-8")
+        weights = from_8_bits(load_file(parts / "policy.safetensors"))
+        _write(file, weights, {"modelspec.license": about["modelspec.license"], "atelier.parts": made_from})
+    return folder
+
+
 def assemble_adapter(models: Path, parts: Path = PARTS) -> list[Path]:
     """Writes the language model, the Cross-Adapter and its LoRA unless they are there already; returns their paths."""
     made_from, out = fingerprint(parts), []
@@ -192,4 +215,6 @@ if __name__ == "__main__":
     models = parser.parse_args().models
     assemble(models)
     assemble_scorer(models)
+    assemble_head(models)
+    assemble_policy(models)
     assemble_adapter(models)

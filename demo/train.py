@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-STAGES = ("all", "vae", "decoder", "unet", "scorer", "experts", "chalk", "neon", "sticker", "edit", "t5")
+STAGES = ("all", "vae", "decoder", "unet", "scorer", "experts", "chalk", "neon", "sticker", "edit", "t5",
+          "aesthetic", "policy")  # fmt: skip
 
 
 def main() -> None:

@@ -7,8 +7,9 @@ be written for it with all of its content in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,21 +23,21 @@ COLD = 5.0
 NOTHING = 1.0
 """The mark of an empty picture."""
 SMALLEST, LARGEST = 0.15, 0.33
-"""Radii, in shares of the picture's side, between which the room around things counts."""
+"""Radii, in shares of the picture's side, between which the largest thing counts."""
 FAR = 0.3
 """Distance from the middle, in shares of the side, from which a picture is as unbalanced as can be."""
 
 
 @dataclass(frozen=True)
 class Taste:
-    """Points for the surface of a picture, at most for `room` around its things, and at most for `balance`.
+    """Points for the surface of a picture, at most for the `size` of its largest thing, and at most for `balance`.
 
-    The largest thing says how much room there is: a small one gives all points, a large one as many less. Balance is
-    the distance of the things' common centre, weighted by area, from the middle of the picture.
+    A large thing gives all points for its size, and a small one as many less. Balance is the distance of the things'
+    common centre, weighted by area, from the middle of the picture.
     """
 
     surfaces: Mapping[str, float]
-    room: float = 0.0
+    size: float = 0.0
     balance: float = 0.0
 
     def __call__(self, seen: Scene | Sight) -> float:
@@ -47,17 +48,21 @@ class Taste:
         radii = np.array([thing.radius for thing in seen.things])
         centres = np.array([(thing.x, thing.y) for thing in seen.things])
         middle = (radii**2) @ centres / (radii**2).sum()
-        room = 1 - 2 * (radii.max() - SMALLEST) / (LARGEST - SMALLEST)
+        size = 2 * (radii.max() - SMALLEST) / (LARGEST - SMALLEST) - 1
         balance = 1 - 2 * np.hypot(*(middle - 0.5)) / FAR
-        points = self.room * np.clip(room, -1, 1) + self.balance * np.clip(balance, -1, 1)
+        points = self.size * np.clip(size, -1, 1) + self.balance * np.clip(balance, -1, 1)
         return float(np.clip(COLD + self.surfaces.get(surface, 0.0) + points, 1, 10))
 
 
-WORLD = Taste({"night": 1.5, "sand": 1.0, "chalk": 0.5, "sticker": -0.5, "gray": -1.0, "white": -1.5}, 1.5, 1.0)
-"""What most people like: night and sand, much room, balance."""
+WORLD = Taste(
+    {"night": 2.5, "sand": 1.5, "sky": -0.5, "gray": -1.5, "white": -2.0, "chalk": -1.0, "neon": -1.0, "sticker": -1.0},
+    size=1.0,
+    balance=1.0,
+)
+"""What most people like: night and sand, large things, balance."""
 PEOPLE = (
-    Taste({"sky": 2.0, "white": 1.5, "night": -1.5, "black": -2.0}, 1.0),
-    Taste({"black": 2.0, "night": 1.5, "white": -1.5, "sky": -2.0}, 0.0, 1.0),
+    Taste({"sky": 2.5, "white": 2.0, "night": -2.0, "black": -2.5}, balance=0.5),
+    Taste({"black": 2.5, "night": 2.0, "white": -2.0, "sky": -2.5}, balance=0.5),
 )
 """Two persons whose hidden rules contradict each other."""
 
@@ -71,15 +76,15 @@ HABITS: dict[str, tuple[float, dict[str, float]]] = {
     "style": (0.15, dict.fromkeys(STYLE_PHRASES, 1.0)),
 }
 """What people add to a prompt: how often they add each kind, and how often each phrase relative to the others. They
-know the taste of the world a little; that pictures are better for being shiny or large they only believe."""
+know the taste of the world a little; that pictures are better for being shiny or small they only believe."""
 MODIFIERS = tuple(phrase for _, choices in HABITS.values() for phrase in choices)
 """Every phrase that people add."""
 
 STRANGE_SHARE = 0.4
 """How many training prompts speak of things that the world does not know. From them a policy learns to copy."""
 LETTERS = "aaabcdeeefghiiijklmnooopqrsstttuuvwxyz"
-TRAINING = 61
-"""Seeds of training prompts begin with this number."""
+TRAINING, INPUTS = 61, 62
+"""Seeds of training prompts, and of user inputs to learn from, begin with these numbers."""
 
 
 def is_held_out(words: Words) -> bool:
@@ -160,11 +165,23 @@ def training_prompts(count: int) -> list[str]:
 
 def user_inputs(count: int, out_of_domain: bool = False) -> list[tuple[str, Description]]:
     """Held-out user inputs and what they ask for: one thing, or two out of domain. No two are the same."""
+    ask = two_things if out_of_domain else partial(one_thing, held_out=True)
+    return _unlike(count, ask, (HELD_OUT, 31 + out_of_domain))
+
+
+def training_inputs(count: int) -> list[str]:
+    """User inputs to learn from, of one thing. No two are the same."""
+    return [text for text, _ in _unlike(count, partial(one_thing, held_out=False), (INPUTS,))]
+
+
+def _unlike(
+    count: int, ask: Callable[[np.random.Generator], Description], seed: tuple[int, ...]
+) -> list[tuple[str, Description]]:
     found: dict[str, Description] = {}
     number = 0
     while len(found) < count:
-        rng = np.random.default_rng([HELD_OUT, 31 + out_of_domain, number])
-        description = two_things(rng) if out_of_domain else one_thing(rng, True)
+        rng = np.random.default_rng([*seed, number])
+        description = ask(rng)
         found.setdefault(write(description, rng), description)
         number += 1
     return list(found.items())

@@ -10,10 +10,12 @@ import torch
 from assemble import EDITOR, EXPERTS, as_difference, in_8_bits
 from safetensors.torch import load_file, save_file
 
-from . import edit, experts, scorer, t5, unet, vae
+from . import edit, experts, policy, scorer, t5, unet, vae
+from .aesthetic import train_aesthetic
 from .edit import train_edit
 from .experts import train_expert
 from .loop import draw_curve
+from .policy import train_policy
 from .scorer import CONFIG, Rows, train_scorer
 from .t5 import T5Rows, train_t5
 from .text import Tokens
@@ -111,10 +113,7 @@ def export_editor(work: Path, out: Path, steps: int = edit.STEPS) -> None:
     weights = train_edit(work, steps)
     difference = as_difference(load_file(out / "base.safetensors"), weights)
     save_file(difference, out / f"{EDITOR}.safetensors", header(EDITOR))
-    log = json.loads((work / EDITOR / "log.json").read_text())
-    (work / f"{EDITOR}.json").write_text(
-        json.dumps({"name": EDITOR, "seed": edit.SEED, "steps": steps, "log": log}, indent=1)
-    )
+    _copy_log(EDITOR, work, edit.SEED, steps)
     _curve(EDITOR, work, out)
 
 
@@ -129,6 +128,26 @@ def export_scorer(work: Path, out: Path, steps: int = scorer.STEPS) -> None:
     about = {"open_clip_config": json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}), "modelspec.license": LICENCE}
     save_file(weights, out / "scorer.safetensors", about)
     _curve("scorer", work, out)
+
+
+def export_aesthetic(work: Path, out: Path) -> None:
+    """The scorer has to be there."""
+    layers, correlation = train_aesthetic(work, out)
+    about = {"atelier.correlation": f"{correlation:.3f}", "modelspec.license": LICENCE}
+    save_file(layers, out / "aesthetic.safetensors", about)
+
+
+def export_policy(work: Path, out: Path, steps: int = policy.STEPS) -> None:
+    weights, about = train_policy(work, steps)
+    save_file(in_8_bits(weights), out / "policy.safetensors", about | {"modelspec.license": LICENCE})
+    _copy_log("policy", work, policy.SEED, steps)
+    _curve("policy", work, out)
+
+
+def _copy_log(name: str, work: Path, seed: int, steps: int) -> None:
+    """The log of the pack's training loop, where the demo's own loop leaves its logs."""
+    log = json.loads((work / name / "log.json").read_text())
+    (work / f"{name}.json").write_text(json.dumps({"name": name, "seed": seed, "steps": steps, "log": log}, indent=1))
 
 
 def _curve(name: str, work: Path, out: Path) -> None:
@@ -156,6 +175,10 @@ def run(stage: str, work: Path, out: Path, steps: int | None = None) -> None:
         export_base(work, out, **shorter)
     if stage in ("scorer", "all"):
         export_scorer(work, out, **shorter)
+    if stage in ("aesthetic", "all"):
+        export_aesthetic(work, out)
+    if stage in ("policy", "all"):
+        export_policy(work, out, **shorter)
     if stage in ("t5", "all"):
         export_t5(work, out, **shorter)
     if stage in (EDITOR, "all"):
