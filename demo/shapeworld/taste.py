@@ -134,7 +134,7 @@ def engineered(content: str, rng: np.random.Generator) -> str:
 
 
 def strange_content(rng: np.random.Generator) -> str:
-    """Words of the world in any order, and words that nobody knows; two to ten in all."""
+    """Words of the world in any order, and words that nobody knows; two to six in all, seldom up to fourteen."""
     known = [
         *SHAPES,
         *COLOURS,
@@ -148,9 +148,10 @@ def strange_content(rng: np.random.Generator) -> str:
     def word() -> str:
         if rng.random() < 0.6:
             return str(rng.choice(known))
-        return "".join(rng.choice(list(LETTERS), int(rng.integers(2, 8))))
+        return "".join(rng.choice(list(LETTERS), int(rng.integers(2, 7))))
 
-    return " ".join(word() for _ in range(int(rng.integers(2, 11))))
+    most = 14 if rng.random() < 0.1 else 6
+    return " ".join(word() for _ in range(int(rng.integers(2, most + 1))))
 
 
 def training_prompts(count: int) -> list[str]:

@@ -19,9 +19,12 @@ from shapeworld.taste import WORLD
 from shapeworld.trial import BLUR, NOISE
 
 from .host import REPO, use_host
+from .scorer import CONFIG
 
-SEED, PICTURES, CHECKED = 95, 1_200, 300
+SEED, PICTURES, CHECKED = 95, 800, 100
 """Seed of the pictures, how many there are, and how many of them decide the penalty."""
+AT_ONCE = 40
+"""Pictures whose embeddings are kept together, so that a stage that was cut off goes on from there."""
 STYLES = {"flat": 0.85, "chalk": 0.05, "neon": 0.05, "sticker": 0.05}
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3)
 """On the squared weights, for each picture; the vectors have the length 1."""
@@ -29,11 +32,19 @@ WIDTHS = (32, 16)
 """Outputs of the layers before the last."""
 
 
-def make_data(work: Path, parts: Path, count: int = PICTURES) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings [n, 128] of random scenes by the scorer in `parts`, every other one mildly noisy, and their marks [n].
+def picture_of(number: int) -> tuple[np.ndarray, float]:
+    """A random scene as a picture [128, 128, 3] in 0..1, every other one mildly noisy, and its mark."""
+    rng = np.random.default_rng([SEED, number])
+    scene = random_scene(rng, style_share=STYLES)
+    picture = render(scene)
+    if number % 2:
+        blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(BLUR)), np.float32)
+        picture = (blurred + rng.normal(0, NOISE, blurred.shape)).clip(0, 255)
+    return np.asarray(picture, np.float32) / 255, WORLD(scene)
 
-    They are made anew each time, for they belong to the scorer.
-    """
+
+def make_data(work: Path, parts: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings [n, 128] of the pictures by the scorer in `parts`, kept in `work/aesthetic.pt`, and marks [n]."""
     sys.path.insert(0, str(REPO / "bench"))
     use_host()
     from _world import pack
@@ -42,17 +53,19 @@ def make_data(work: Path, parts: Path, count: int = PICTURES) -> tuple[torch.Ten
     from atelier.feedback.open_clip_model import open_model
 
     clip = open_model(assemble_scorer(work / "models", parts), lambda model: lambda: model)
-    images, marks = [], []
-    for number in range(count):
-        rng = np.random.default_rng([SEED, number])
-        scene = random_scene(rng, style_share=STYLES)
-        picture = render(scene)
-        if number % 2:
-            blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(BLUR)), np.float64)
-            picture = (blurred + rng.normal(0, NOISE, blurred.shape)).clip(0, 255)
-        images.append(torch.from_numpy(np.asarray(picture, np.float32) / 255))
-        marks.append(WORLD(scene))
-    return clip.encode_images(torch.stack(images)), torch.tensor(marks)
+    file = work / "aesthetic.pt"
+    kept = torch.load(file, weights_only=True) if file.exists() else {}
+    if kept.get("scorer") != clip.version:
+        kept = {"scorer": clip.version, "vectors": torch.empty(0, CONFIG["embed_dim"]), "marks": torch.empty(0)}
+    for start in range(len(kept["marks"]), count, AT_ONCE):
+        images, marks = zip(*(picture_of(start + number) for number in range(AT_ONCE)), strict=True)
+        vectors = clip.encode_images(torch.from_numpy(np.stack(images)))
+        kept["vectors"] = torch.cat([kept["vectors"], vectors])
+        kept["marks"] = torch.cat([kept["marks"], torch.tensor(marks)])
+        torch.save(kept, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+        print(f"aesthetic: {start + AT_ONCE}/{count} pictures", flush=True)
+    return kept["vectors"][:count], kept["marks"][:count]
 
 
 def fit(vectors: torch.Tensor, marks: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,9 +95,9 @@ def as_layers(weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tenso
     return {name: value.float().contiguous() for name, value in layers.items()}
 
 
-def train_aesthetic(work: Path, parts: Path) -> tuple[dict[str, torch.Tensor], float]:
+def train_aesthetic(work: Path, parts: Path, pictures: int = PICTURES) -> tuple[dict[str, torch.Tensor], float]:
     """The head's layers, and its correlation with the taste on pictures that it was not fitted on."""
-    vectors, marks = make_data(work, parts)
+    vectors, marks = make_data(work, parts, pictures)
     kept, checked = slice(CHECKED, None), slice(CHECKED)
 
     def correlation(penalty: float) -> float:

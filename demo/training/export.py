@@ -10,7 +10,7 @@ import torch
 from assemble import EDITOR, EXPERTS, as_difference, in_8_bits
 from safetensors.torch import load_file, save_file
 
-from . import edit, experts, policy, scorer, t5, unet, vae
+from . import aesthetic, edit, experts, policy, scorer, t5, unet, vae
 from .aesthetic import train_aesthetic
 from .edit import train_edit
 from .experts import train_expert
@@ -130,9 +130,9 @@ def export_scorer(work: Path, out: Path, steps: int = scorer.STEPS) -> None:
     _curve("scorer", work, out)
 
 
-def export_aesthetic(work: Path, out: Path) -> None:
-    """The scorer has to be there."""
-    layers, correlation = train_aesthetic(work, out)
+def export_aesthetic(work: Path, out: Path, steps: int = aesthetic.PICTURES) -> None:
+    """The scorer has to be there. A step is a picture."""
+    layers, correlation = train_aesthetic(work, out, steps)
     about = {"atelier.correlation": f"{correlation:.3f}", "modelspec.license": LICENCE}
     save_file(layers, out / "aesthetic.safetensors", about)
 
@@ -176,7 +176,7 @@ def run(stage: str, work: Path, out: Path, steps: int | None = None) -> None:
     if stage in ("scorer", "all"):
         export_scorer(work, out, **shorter)
     if stage in ("aesthetic", "all"):
-        export_aesthetic(work, out)
+        export_aesthetic(work, out, **shorter)
     if stage in ("policy", "all"):
         export_policy(work, out, **shorter)
     if stage in ("t5", "all"):

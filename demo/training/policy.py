@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from shapeworld.taste import MODIFIERS, training_prompts
+from torch.nn.functional import cross_entropy
 
 from .host import REPO, use_host
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import GPT2LMHeadModel
 
-SEED, STEPS, BATCH, PEAK, PROMPTS = 91, 1_000, 32, 3e-3, 4_000
+SEED, STEPS, BATCH, PEAK, PROMPTS = 91, 600, 16, 4e-3, 3_000
 VOCABULARY, POSITIONS = 640, 160
 END = "<|endoftext|>"
 SIZE = {"n_layer": 2, "n_head": 4, "n_embd": 96}
@@ -32,11 +33,6 @@ Row = tuple[list[int], int]
 
 def pairs() -> list[tuple[str, str]]:
     """What a user might type, and the good prompt for it."""
-    sys.path.insert(0, str(REPO / "bench"))
-    use_host()
-    from _world import pack
-
-    pack()
     from atelier.llm.words import content_words
     from atelier.training.prompt_pairs import make_pairs
 
@@ -102,20 +98,26 @@ def batch(rows: list[Row], rng: np.random.Generator) -> tuple[torch.Tensor, torc
 
 def train_policy(work: Path, steps: int = STEPS) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Trains from nothing; the averaged weights of the model's body, and its config and vocabulary as JSON."""
-    found = pairs()
+    sys.path.insert(0, str(REPO / "bench"))
+    use_host()
+    from _world import pack
+
+    pack()
     from atelier.training.loop import Plan, train
 
+    found = pairs()
     tokenizer = new_tokenizer([f"{source} Rephrase: {target}" for source, target in found])
     rows, model = as_rows(tokenizer, found), new_model(tokenizer.get_vocab_size())
 
     def loss_at(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         tokens, wanted = batch(rows, rng)
-        return {"loss": model(input_ids=tokens, labels=wanted).loss}
+        scores = model(input_ids=tokens).logits[:, :-1]
+        return {"loss": cross_entropy(scores.flatten(0, 1), wanted[:, 1:].flatten(), ignore_index=NOTHING)}
 
     weights = train(
         model,
         loss_at,
-        Plan(steps, PEAK, SEED, average=0.99),
+        Plan(steps, PEAK, SEED, average=0.98, warmup=40, save_every=50),
         work / "policy",
         progress=lambda step, row: print(f"policy: {step}/{steps}", row, flush=True),
     )
