@@ -26,6 +26,7 @@ from .taste import AtelierLoadTaste
 from .train import AtelierTrainInstructPix2Pix
 from .train_adapter import AtelierTrainCrossAdapter
 from .train_data import AtelierMakeEditDataset
+from .train_optimizer import AtelierTrainPromptOptimizer
 from .tree import AtelierBuildModelTree, AtelierModelTreeView
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -61,6 +62,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AtelierRefineCaptions,
     AtelierTrainInstructPix2Pix,
     AtelierTrainCrossAdapter,
+    AtelierTrainPromptOptimizer,
 )
 
 

@@ -17,7 +17,7 @@ from .llm import NO_MODEL, LLMSocket
 
 PolicySocket = io.Custom(POLICY_TYPE)
 
-register_folder(POLICY_KEY)
+register_folder(POLICY_KEY, trained=True)
 
 
 class AtelierLoadPromptPolicy(io.ComfyNode):

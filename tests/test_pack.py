@@ -51,6 +51,7 @@ NODES = (
     "AtelierRefineCaptions",
     "AtelierTrainInstructPix2Pix",
     "AtelierTrainCrossAdapter",
+    "AtelierTrainPromptOptimizer",
 )
 FRONTEND_ONLY = {"Note", "MarkdownNote"}
 WIDGETS = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
