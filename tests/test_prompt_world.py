@@ -46,7 +46,7 @@ def scene(**settings: str) -> Scene:
 
 def test_marks_are_of_how_a_picture_is_made() -> None:
     cold = scene()
-    assert WORLD(scene(background="night")) > WORLD(scene(background="sand")) > WORLD(cold)
+    assert WORLD(scene(background="night")) > WORLD(cold) > WORLD(scene(background="black"))
     assert WORLD(cold.with_thing(0, radius=0.15)) < WORLD(cold) > WORLD(cold.with_thing(0, x=0.3, y=0.3))
     assert WORLD(scene(background="night", style="chalk")) == WORLD(scene(style="chalk")) < WORLD(cold)
     assert WORLD(Sight((), "night", "flat")) == NOTHING

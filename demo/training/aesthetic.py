@@ -21,21 +21,24 @@ from shapeworld.trial import BLUR, NOISE
 from .host import REPO, use_host
 from .scorer import CONFIG
 
-SEED, PICTURES, CHECKED = 95, 800, 100
+SEED, PICTURES, CHECKED = 95, 1_000, 200
 """Seed of the pictures, how many there are, and how many of them decide the penalty."""
 AT_ONCE = 40
 """Pictures whose embeddings are kept together, so that a stage that was cut off goes on from there."""
 STYLES = {"flat": 0.85, "chalk": 0.05, "neon": 0.05, "sticker": 0.05}
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3)
+PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4)
 """On the squared weights, for each picture; the vectors have the length 1."""
 WIDTHS = (32, 16)
 """Outputs of the layers before the last."""
 
 
 def picture_of(number: int) -> tuple[np.ndarray, float]:
-    """A random scene as a picture [128, 128, 3] in 0..1, every other one mildly noisy, and its mark."""
+    """A random scene as a picture [128, 128, 3] in 0..1, and its mark.
+
+    Every third has two things, the others one; every other one is mildly noisy.
+    """
     rng = np.random.default_rng([SEED, number])
-    scene = random_scene(rng, style_share=STYLES)
+    scene = random_scene(rng, 1 + number % 3 // 2, STYLES)
     picture = render(scene)
     if number % 2:
         blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(BLUR)), np.float32)
@@ -53,10 +56,10 @@ def make_data(work: Path, parts: Path, count: int) -> tuple[torch.Tensor, torch.
     from atelier.feedback.open_clip_model import open_model
 
     clip = open_model(assemble_scorer(work / "models", parts), lambda model: lambda: model)
-    file = work / "aesthetic.pt"
+    file, judged_by = work / "aesthetic.pt", f"{clip.version} {WORLD}"
     kept = torch.load(file, weights_only=True) if file.exists() else {}
-    if kept.get("scorer") != clip.version:
-        kept = {"scorer": clip.version, "vectors": torch.empty(0, CONFIG["embed_dim"]), "marks": torch.empty(0)}
+    if kept.get("judged_by") != judged_by:
+        kept = {"judged_by": judged_by, "vectors": torch.empty(0, CONFIG["embed_dim"]), "marks": torch.empty(0)}
     for start in range(len(kept["marks"]), count, AT_ONCE):
         images, marks = zip(*(picture_of(start + number) for number in range(AT_ONCE)), strict=True)
         vectors = clip.encode_images(torch.from_numpy(np.stack(images)))
