@@ -7,7 +7,8 @@ Three parts, each with figures of its own:
   one process; calls of the model for each step; the time of a prompt that was encoded before.
 - binding: ShapeWorld. Dense prompts of 40 to 140 words and prompts of one thing, held out, drawn by the base, by the
   base with low-rank weights that were trained for as many steps on the same pictures without the adapter, and by the
-  base with adapter and low-rank weights. The oracle says which things have their colour and their shape.
+  base with adapter and low-rank weights. The oracle says which things have their colour and their shape, and which
+  colours are where the prompt wants them.
 
 The weights without the adapter are not shipped: `python demo/train_adapter.py --control` makes them.
 With --part, the figures of the other parts stay in the result file as they are.
@@ -43,6 +44,8 @@ from atelier.nodes.cross_adapter import open_adapter  # noqa: E402
 from naive_adapter import naive, random_state  # noqa: E402
 from shapeworld.caption import Description  # noqa: E402
 from shapeworld.dense_trial import long_prompts  # noqa: E402
+from shapeworld.oracle import look  # noqa: E402
+from shapeworld.scene import nearest_place  # noqa: E402
 from shapeworld.trial import bound, largest, one_object_prompts  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -96,6 +99,15 @@ def things_bound(pictures: list[Tensor], prompts: Prompts) -> list[list[bool]]:
     return [bound(to_bytes(picture), description) for picture, (_, description) in zip(pictures, prompts, strict=True)]
 
 
+def colours_placed(pictures: list[Tensor], prompts: Prompts) -> list[bool]:
+    """For each described thing: is there one of its colour, whatever its shape, at its place?"""
+    hits = []
+    for picture, (_, description) in zip(pictures, prompts, strict=True):
+        seen = {(thing.colour, nearest_place(thing.x, thing.y)) for thing in look(to_bytes(picture)).things}
+        hits += [(thing.colour, thing.place) in seen for thing in description.things]
+    return hits
+
+
 def single_right(pictures: list[Tensor], prompts: Prompts) -> list[bool]:
     hits = []
     for picture, (_, description) in zip(pictures, prompts, strict=True):
@@ -120,6 +132,7 @@ def binding_part(quick: bool, note: Note) -> None:
         pictures = drawn(checkpoint, [text for text, _ in dense], module, llm)
         bindings[name], sheets[name] = things_bound(pictures, dense), pictures[:8]
         note({f"binding_{name}": share([hit for hits in bindings[name] for hit in hits])})
+        note({f"colour_at_place_{name}": share(colours_placed(pictures, dense))})
         shown = drawn(checkpoint, [text for text, _ in single_things], module, llm)
         ones[name] = single_right(shown, single_things)
         note({f"one_object_{name}": share(ones[name])})
