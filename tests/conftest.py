@@ -79,6 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"There is no ComfyUI in {COMFYUI}. Run `python dev.py test`, or set ATELIER_COMFYUI.")
     config.pluginmanager.register(PlainRoot())
     sys.meta_path.insert(0, PathPackages())
+    # `python -m pytest` puts the current folder there, and the pack's `training` would hide the demo's.
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != REPO]
     sys.path.insert(0, str(COMFYUI))
     sys.path.append(str(REPO / "demo"))
 
