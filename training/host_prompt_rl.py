@@ -92,6 +92,7 @@ class PictureReward:
     pictures: int = 3
     say: Callable[[str], None] = lambda text: None
 
+    @torch.inference_mode()
     def __call__(self, pairs: Sequence[tuple[str, str]], seed: int) -> list[float]:
         """The rewards of pairs of a prompt and a candidate. NaN where a picture holds no numbers or has no score."""
         of = defaultdict(list)
