@@ -120,9 +120,9 @@ def test_the_policy_learns_what_is_rewarded(taught: Policy, tmp_path: Path, meth
     before = weights_of(taught.ready())
     assert "oil" not in taught.rephrase(PROMPT)[0].text
     rewards: list[float] = []
-    of = plan(24, method=method, candidates=8, learning_rate=3e-4, kl_weight=0.05, save_every=4)
+    of = plan(6, method=method, candidates=8, kl_weight=0.05, save_every=3)
     found = run(taught, tmp_path, of, progress=lambda step, row, _: rewards.append(row["reward"]))
-    assert sum(rewards[-6:]) > sum(rewards[:2]) * 3 + 1
+    assert rewards[-1] > rewards[0] + 0.5
     folder = tmp_path / "learnt"
     save_policy(folder, taught.ready(), taught.tokenizer, found.weights)
     assert "oil" in opened(folder).rephrase(PROMPT)[0].text

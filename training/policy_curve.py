@@ -22,7 +22,7 @@ SHOWN, LETTERS = 5, 104
 
 def draw_policy(title: str, rows: Rows, examples: Sequence[Example] = ()) -> Image.Image:
     """An RGB picture with a panel for each column of the log, and the first candidates with their rewards below."""
-    lines = [f"{one.reward:+.3f}  {one.prompt} → {one.text}" for one in examples[:SHOWN]]
+    lines = [f"{one.reward:+.3f}   {one.prompt}  >  {one.text}" for one in examples[:SHOWN]]
     bottom = TOP + len(PANELS) * (PANEL + GAP)
     picture = Image.new("RGB", (WIDTH, bottom + 20 * len(lines)), PAPER)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
@@ -31,7 +31,7 @@ def draw_policy(title: str, rows: Rows, examples: Sequence[Example] = ()) -> Ima
         _panel(pen, TOP + number * (PANEL + GAP), name, rows)
     for number, line in enumerate(lines):
         text = line if len(line) <= LETTERS else line[: LETTERS - 1] + "…"
-        pen.text((16, bottom + 20 * number), " ".join(text.split()), fill=INK, font=font)
+        pen.text((16, bottom + 20 * number), " ".join(text.split("\n")), fill=INK, font=font)
     return picture
 
 
