@@ -162,20 +162,20 @@ class AtelierFabric(io.ComfyNode):
                     "exact.",
                 ),
                 io.Boolean.Input(
-                    "merge_tokens",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Where a layer has more than 1024 tokens for one of your pictures, four neighbours become "
-                    "one. Faster and less exact; for SD and SDXL.",
-                ),
-                io.Boolean.Input(
                     "experimental",
                     default=False,
                     optional=True,
                     advanced=True,
                     tooltip="Take Flux-, SD3-, Qwen-Image- and Z-Image-class models too. What feedback does to their "
                     "pictures is unmeasured.",
+                ),
+                io.Boolean.Input(
+                    "merge_tokens",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where a layer has more than 1024 tokens for one of your pictures, four neighbours become "
+                    "one. Faster and less exact; for SD and SDXL.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, listening to the feedback.")],
