@@ -16,7 +16,7 @@ from .text import Tokens
 from .unet import encode_scenes, new_unet
 from .vae import LATENT_SCALE
 
-SEED, STEPS, BATCH, PEAK, PAIRS = 51, 13_500, 16, 5e-4, 8000
+SEED, STEPS, BATCH, PEAK, PAIRS = 51, 22_000, 16, 5e-4, 8000
 MOST_THINGS = 3
 HARD, TIMES = "reshape", 3
 """The kind of edit that is learnt last, and how many times as often as the others it is shown."""
