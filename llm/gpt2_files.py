@@ -47,14 +47,11 @@ def read_model(folder: Path, config: dict[str, Any]) -> GPT2LMHeadModel:
     Raises:
         PolicySetupError: the weights are missing, cannot be read, or are not those of this config.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     state = _read_weights(folder)
     body = {name.removeprefix("transformer."): tensor for name, tensor in state.items() if not name.endswith(_MASKS)}
     head = body.pop("lm_head.weight", None)
     try:
-        with torch.random.fork_rng(devices=[]):  # the weights are drawn before they are loaded
-            model = GPT2LMHeadModel(GPT2Config.from_dict(config))
+        model = new_model(config)
         model.transformer.load_state_dict(body)
         if head is not None and not model.config.tie_word_embeddings:
             model.lm_head.load_state_dict({"weight": head})
@@ -63,6 +60,14 @@ def read_model(folder: Path, config: dict[str, Any]) -> GPT2LMHeadModel:
             f"The weights in {folder} are not those of its config.json ({_short(error)}). Copy the whole folder again."
         ) from error
     return model.eval()
+
+
+def new_model(config: dict[str, Any]) -> GPT2LMHeadModel:
+    """A GPT-2 whose weights are to be loaded. Those that it draws first leave torch's generator as it was."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        return GPT2LMHeadModel(GPT2Config.from_dict(config))
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

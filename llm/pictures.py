@@ -9,6 +9,8 @@ from PIL import Image, ImageOps
 
 from .backend import Picture
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Of files that are taken for pictures, in lower case."""
 LONGEST_SIDE = 1024
 """Pixels. Models that see make larger pictures smaller, and servers charge by the pixel."""
 JPEG_QUALITY = 90

@@ -7,7 +7,7 @@ text, so a prompt that holds the words " Rephrase:" itself does no harm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +68,21 @@ class Policy:
         """Most tokens of a prompt that it is shown."""
         return min(READ_TOKENS, self.positions - self.new_tokens - self.count(SUFFIX))
 
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, and none of the policy's own."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
     def count(self, text: str) -> int:
         """How many tokens a text has."""
-        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(self.tokens(text))
+
+    def asked(self, prompt: str) -> list[int]:
+        """The tokens that the policy continues."""
+        return self.tokens(prompt.strip() + SUFFIX)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """What was written. The last letter may be cut in two when the tokens are spent."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=False).rstrip("\ufffd").strip()
 
     def rephrase(self, prompt: str, beams: int = BEAMS) -> list[Rephrased]:
         """The policy's texts for a prompt, the best score first; as many as there are beams, if there are.
@@ -81,18 +93,14 @@ class Policy:
             ValueError: the prompt is longer than `read_tokens`.
             PolicySetupError: the model gives no numbers.
         """
-        tokens = self.tokenizer.encode(prompt.strip() + SUFFIX, add_special_tokens=False).ids
+        tokens = self.asked(prompt)
         if len(tokens) + self.new_tokens > self.positions:
             raise ValueError(f"The prompt has {len(tokens)} tokens, and {self.name} reads {self.read_tokens}.")
         first, step = self._steps(tokens)
         if not torch.isfinite(first).any():
             raise PolicySetupError(f"The policy {self.name} gives no numbers. Its weights may be damaged.")
-        found = []
-        for beam in beam_search(first, step, len(tokens), beams, self.new_tokens, self.end):
-            # The last letter may be cut in two when the tokens are spent.
-            text = self.tokenizer.decode(list(beam.tokens), skip_special_tokens=False).rstrip("\ufffd").strip()
-            found.append(Rephrased(text, beam.log_probability, beam.score))
-        return found
+        found = beam_search(first, step, len(tokens), beams, self.new_tokens, self.end)
+        return [Rephrased(self.text_of(beam.tokens), beam.log_probability, beam.score) for beam in found]
 
     @torch.inference_mode()
     def _steps(self, tokens: list[int]) -> tuple[Tensor, Step]:

@@ -25,12 +25,11 @@ from .answers import without_reasoning
 from .ask import ask
 from .backend import LLM, LLMAnswerError, Picture
 from .files import write_whole
-from .pictures import read_picture
+from .pictures import SUFFIXES, read_picture
 from .prompts import FOLDER, question
 from .words import content_words, missing_words, words
 
 LOG = "refined.jsonl"
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp"))
 RETRIES = 1
 """How often a caption or a check that cannot be used is sent back. A refusal seldom turns into a caption."""
 MAX_LISTED = 20
@@ -128,14 +127,14 @@ def refine_folder(
         CaptionFolderError: There is no picture, or a folder cannot serve.
         LLMError: The model cannot be asked, or does not see. Pictures that it cannot caption raise nothing.
     """
-    pictures = find_pictures(source)
+    pictures, settings = find_pictures(source), _settings(llm, wanted)
     known = {entry.picture: entry for entry in _open_target(source, target)}
     log, entries, asked = target / LOG, [], 0
     write_whole(log, "".join(map(_line, known.values())).encode())  # without a line that was cut off
     with log.open("a", encoding="utf-8") as out:
         for path in pictures:
             progress(len(entries), len(pictures))
-            caption, key, fault = _read(path, llm, wanted)
+            caption, key, fault = _read(path, settings)
             entry, text = known.get(path.name), target / f"{path.stem}.txt"
             if entry is None or not key or entry.key != key:
                 refined, refused = ("", fault) if fault else refine(path, caption, llm, wanted)
@@ -256,31 +255,30 @@ def _open_target(source: Path, target: Path) -> Sequence[Entry]:
         raise CaptionFolderError(f"{log} is damaged. Choose another name, or delete the folder.") from None
 
 
-def _read(path: Path, llm: LLM, wanted: Wanted) -> tuple[str, str, str | None]:
+def _settings(llm: LLM, wanted: Wanted) -> list[object]:
+    """What a refined caption depends on beside its picture and its caption."""
+    templates = [_digest((FOLDER / f"{name}.txt").read_bytes()) for name in ("refine_caption", "caption_check")]
+    return [llm.name, llm.seed, llm.temperature, asdict(wanted), templates]
+
+
+def _read(path: Path, settings: list[object]) -> tuple[str, str, str | None]:
     """A picture's caption, empty if it has none; the digest of all that its refined one depends on, empty if a file
     cannot be read; and what is wrong, None if nothing is."""
     beside = path.with_suffix(".txt")
     try:
         said = beside.read_bytes() if beside.exists() else b""
-        parts = [path.read_bytes(), said, *(_template(name) for name in ("refine_caption", "caption_check"))]
+        parts = [_digest(path.read_bytes()), _digest(said)]
     except OSError as error:
         return "", "", f"it cannot be read ({error.strerror})"
-    settings = [
-        llm.name,
-        llm.seed,
-        llm.temperature,
-        asdict(wanted),
-        [hashlib.sha256(part).hexdigest() for part in parts],
-    ]
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    key = _digest(json.dumps([*settings, parts]).encode())
     try:
         return said.decode("utf-8-sig").strip(), key, None
     except UnicodeDecodeError:
         return "", key, f"its caption {beside.name} is no UTF-8 text"
 
 
-def _template(name: str) -> bytes:
-    return (FOLDER / f"{name}.txt").read_bytes()
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _write(text: Path, entry: Entry) -> None:

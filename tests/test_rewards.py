@@ -302,7 +302,9 @@ def test_heads_are_listed_and_a_folder_may_go(monkeypatch: pytest.MonkeyPatch, t
         head_file(folder / "same.pth")
         (folder / "notes.txt").write_text("x")
     head_file(folders[1] / "other.safetensors")
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, HEADS_KEY, ([str(folder) for folder in folders], {".pth", ".safetensors"}))
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, HEADS_KEY, ([str(folder) for folder in folders], {".pth", ".safetensors"})
+    )
     assert head_names() == ["other.safetensors", "same.pth"]
     assert installed_head("same.pth") == folders[0] / "same.pth"
     shutil.rmtree(folders[0])

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+from ..llm.pictures import SUFFIXES
+
 CAPTION = ".txt"
 
 
@@ -45,7 +46,7 @@ def read_captions(place: Path, side: int = 0, captions: Path | None = None) -> I
         yield Captioned(key, _pixels(key, picture, side), " ".join(caption.split()))
     if not count:
         raise ValueError(
-            f"{place} holds no captioned picture: each picture ({', '.join(PICTURES)}) needs a text file of its name, "
+            f"{place} holds no captioned picture: each picture ({', '.join(SUFFIXES)}) needs a text file of its name, "
             "such as cat.png and cat.txt."
         )
 
@@ -53,7 +54,7 @@ def read_captions(place: Path, side: int = 0, captions: Path | None = None) -> I
 def _from_folder(folder: Path, captions: Path) -> Iterator[tuple[str, bytes, str]]:
     for file in sorted(folder.iterdir()):
         text = captions / f"{file.stem}{CAPTION}"
-        if file.suffix.lower() in PICTURES and text.is_file():
+        if file.suffix.lower() in SUFFIXES and text.is_file():
             yield file.stem, file.read_bytes(), text.read_text(encoding="utf-8-sig", errors="replace")
 
 
@@ -67,13 +68,12 @@ def _from_tars(files: list[Path]) -> Iterator[tuple[str, bytes, str]]:
                         # As in WebDataset, a sample's key ends at the first dot of the file's name.
                         folder, _, name = member.name.rpartition("/")
                         stem, _, ending = name.partition(".")
-                        members.setdefault(f"{folder}/{stem}", {})[f".{ending.lower()}"] = tar.extractfile(
-                            member
-                        ).read()
+                        data = tar.extractfile(member).read()
+                        members.setdefault(f"{folder}/{stem}", {})[f".{ending.lower()}"] = data
         except (OSError, tarfile.TarError) as error:
             raise ValueError(f"{file} cannot be read: {error}. Download or make it again.") from error
         for key, parts in members.items():
-            picture = next((parts[ending] for ending in PICTURES if ending in parts), None)
+            picture = next((parts[ending] for ending in SUFFIXES if ending in parts), None)
             if picture is not None and CAPTION in parts:
                 yield key.lstrip("/"), picture, parts[CAPTION].decode("utf-8-sig", errors="replace")
 

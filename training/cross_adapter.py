@@ -46,6 +46,18 @@ class CaptionedLatents:
             raise ValueError("Each picture needs a caption, and the empty caption stands behind them.")
 
 
+def attention_weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """How much each query [B, N, C] looks at each key [B, M, C]: [B, heads, N, M]."""
+    query, key = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k))
+    return (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).softmax(-1)
+
+
+def weighted(weights: Tensor, v: Tensor) -> Tensor:
+    """What attention takes of the values [B, M, C] by its weights [B, heads, N, M]: [B, N, C]."""
+    value = v.unflatten(-1, (weights.shape[1], -1)).transpose(1, 2)
+    return (weights.to(v.dtype) @ value).transpose(1, 2).flatten(2)
+
+
 class EntityMaps:
     """Computes cross-attention by two matrix products, and compares where entities and attributes look.
 
@@ -53,40 +65,40 @@ class EntityMaps:
     it passes on to `plain`.
     """
 
-    def __init__(self, plain: Callable[..., Tensor], rows: Sequence[Pairs], length: int) -> None:
+    def __init__(
+        self, plain: Callable[..., Tensor], rows: Sequence[Pairs], length: int, device: torch.device | None = None
+    ) -> None:
         """Takes the pairs of each row of the batch, counted among all `length` tokens of the context.
 
         The length tells cross-attention from self-attention.
         """
         self.plain, self.length, self.distances = plain, length, list[Tensor]()
-        self.any = any(rows)
         most = max((len(pairs) for pairs in rows), default=0)
-        # Where an entity and where an attribute stands, as means over tokens: [B, pairs, tokens] each.
-        self.entities, self.attributes = (torch.zeros(len(rows), most, length) for _ in range(2))
+        # Where an entity and where an attribute stands, as means over tokens, and which places hold a pair.
+        entities, attributes = (torch.zeros(len(rows), most, length) for _ in range(2))
+        real = torch.zeros(len(rows), most, dtype=torch.bool)
         for row, pairs in enumerate(rows):
             for number, (entity, attribute) in enumerate(pairs):
-                self.entities[row, number, list(entity)] = 1 / len(entity)
-                self.attributes[row, number, list(attribute)] = 1 / len(attribute)
+                entities[row, number, list(entity)] = 1 / len(entity)
+                attributes[row, number, list(attribute)] = 1 / len(attribute)
+                real[row, number] = True
+        self.any = bool(real.any())
+        self.entities, self.attributes, self.real = (part.to(device) for part in (entities, attributes, real))
 
     def attend(
         self, _: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
     ) -> Tensor:
         if k.shape[1] != self.length or q.shape[1] == self.length or not self.any:
             return self.plain(q, k, v, heads, *args, **kwargs)
-        query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
-        weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+        weights = attention_weights(q, k, heads)
         self._compare(weights.mean(1).float())
-        return (weights.to(v.dtype) @ value).transpose(1, 2).flatten(2)
+        return weighted(weights, v)
 
     def _compare(self, maps: Tensor) -> None:
         """Adds how far the pairs of a layer look apart; `maps` are [B, places, tokens]."""
         places = maps.transpose(1, 2)
-        one, other = (told.to(maps) @ places for told in (self.entities, self.attributes))
-        self.distances.append((1 - torch.cosine_similarity(one, other, dim=-1))[self._real(maps.device)])
-
-    def _real(self, device: torch.device) -> Tensor:
-        """Which of the places for pairs [B, pairs] hold one."""
-        return (self.entities.sum(-1) > 0).to(device)
+        one, other = (told @ places for told in (self.entities, self.attributes))
+        self.distances.append((1 - torch.cosine_similarity(one, other, dim=-1))[self.real])
 
     def loss(self) -> Tensor:
         """Mean over layers and pairs of one minus the cosine of the two maps: 0 where they look at the same places."""
@@ -122,7 +134,7 @@ def adapter_loss(
     told: list[Pairs] = [()] * batch
     if adapter is not None and entity_weight and data.pairs:
         told = [() if lost else _shifted(data.pairs[pick], shift) for pick, lost in zip(picks, dropped, strict=True)]
-    maps = EntityMaps(plain, told, shift + llm.shape[1])
+    maps = EntityMaps(plain, told, shift + llm.shape[1], device)
 
     def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
         with contextlib.nullcontext() if precision is None else torch.autocast(device.type, precision):

@@ -1,8 +1,12 @@
-"""The loss of a diffusion model on a random batch, by the host's own noise levels and whatever the model predicts."""
+"""A diffusion model in training: its loss on a random batch, and latents that it draws to look at.
+
+Both go by the host's own noise levels, whatever the model predicts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -44,3 +48,27 @@ def denoising_errors(
     output = predict(sampling.calculate_input(sigma, noisy), sampling.timestep(sigma).float()).float()
     error = ((output - (start - latent) / slope) ** 2).mean((1, 2, 3))
     return error, ((LOW_NOISE_CAP + 1) * slope.square().mean((1, 2, 3))).clamp(max=1)
+
+
+def euler(
+    sampling: Sampling,
+    shape: Sequence[int],
+    steps: int,
+    seed: int,
+    device: torch.device,
+    denoised: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """A latent of this shape, drawn from noise by Euler's method in equal steps of the model's own noise levels.
+
+    The same noise each time, so that two answers differ by the weights alone.
+
+    Args:
+        denoised: what is to be left of a noisy latent, the second argument, at a noise level [], the first.
+    """
+    picks = torch.linspace(len(sampling.sigmas) - 1, 0, steps).round().long()
+    sigmas = [*sampling.sigmas[picks.to(sampling.sigmas.device)], sampling.sigmas.new_zeros(())]
+    noise = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)).to(device)
+    x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise))
+    for sigma, following in itertools.pairwise(sigmas):
+        x = x + (x - denoised(sigma, x)) / sigma * (following - sigma)
+    return x

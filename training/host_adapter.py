@@ -23,7 +23,7 @@ from ..attention.folder_encoder import NAME as FOLDER_LLM
 from ..attention.llm_features import even_tokens, llm_features, plain_text
 from ..attention.patches import check_fit, encode_text, is_picture_unet
 from .captions import Captioned
-from .cross_adapter import CaptionedLatents, Pairs, adapter_loss
+from .cross_adapter import CaptionedLatents, Pairs, adapter_loss, attention_weights, weighted
 from .curve import draw_sheet, read_log
 from .entities import Span, entity_pairs
 from .host_edit import ENCODED_AT_ONCE, PRECISIONS, Watch, to_uint8
@@ -220,9 +220,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **k
     """
     if q.device.type != "cpu":
         return comfy.ldm.modules.attention.attention_pytorch(q, k, v, heads, *args, **kwargs)
-    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
-    weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).softmax(-1)
-    return (weights.to(v.dtype) @ value).transpose(1, 2).flatten(2)
+    return weighted(attention_weights(q, k, heads), v)
 
 
 def _preview(

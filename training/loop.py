@@ -18,6 +18,9 @@ from torch import Tensor, nn
 LOG_EVERY = 20
 """Steps whose losses are averaged into one row of the log."""
 
+STATE, LOG = "state.pt", "log.json"
+"""The files of a training in its folder."""
+
 LossAt = Callable[[np.random.Generator], Mapping[str, Tensor]]
 """Named scalars of one random batch, of which `loss` is minimised."""
 
@@ -141,7 +144,7 @@ class _Run:
         self.module, self.optimizer, self.scaler, self.mean, self.identity = module, optimizer, scaler, mean, identity
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
         self.log: list[dict[str, float]] = []
-        self._state, self._log_file = folder / "state.pt", folder / "log.json"
+        self._folder = folder
         self._window: dict[str, list[float]] = {}
 
     def advance(self, loss_at: LossAt, plan: Plan) -> dict[str, float] | None:
@@ -191,19 +194,12 @@ class _Run:
         }
         if self.scaler.is_enabled():
             state["scaler"] = self.scaler.state_dict()
-        replace_file(self._state, lambda part: torch.save(state, part))
-        log = json.dumps(self.log, indent=1)
-        replace_file(self._log_file, lambda part: part.write_text(log, encoding="utf-8"))
+        write_state(self._folder, state, self.log)
 
     def resume(self) -> None:
-        if not self._state.exists():
+        state = read_state(self._folder, self.identity, "other data or another model")
+        if state is None:
             return
-        state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
-        if state["identity"] != self.identity:
-            raise ValueError(
-                f"{self._state.parent} holds a training with other settings, other data or another model. Give this "
-                "one another name, or delete the folder."
-            )
         with torch.no_grad():
             for name, parameter in _trained(self.module).items():
                 parameter.copy_(state["module"][name])
@@ -211,9 +207,36 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler", {}))
         self.step, self.seconds = state["step"], state["seconds"]
-        if self._log_file.exists():
-            rows = json.loads(self._log_file.read_text(encoding="utf-8"))
+        if (self._folder / LOG).exists():
+            rows = json.loads((self._folder / LOG).read_text(encoding="utf-8"))
             self.log = [row for row in rows if row["step"] <= self.step]
+
+
+def write_state(folder: Path, state: Mapping[str, Any], log: list[dict[str, float]]) -> None:
+    """Replace the state of a training, which holds its `identity`, and its log, each at once.
+
+    Raises:
+        OSError: They cannot be written. Those that were there stay.
+    """
+    replace_file(folder / STATE, lambda part: torch.save(state, part))
+    text = json.dumps(log, indent=1)
+    replace_file(folder / LOG, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_state(folder: Path, identity: str, other: str) -> dict[str, Any] | None:
+    """The state that `write_state` left in a folder, on the CPU; None if there is none.
+
+    Raises:
+        ValueError: It is that of another training, one with other settings or with what `other` says.
+    """
+    if not (folder / STATE).exists():
+        return None
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    if state["identity"] != identity:
+        raise ValueError(
+            f"{folder} holds a training with other settings, {other}. Give this one another name, or delete the folder."
+        )
+    return state
 
 
 def replace_file(file: Path, write: Callable[[Path], object]) -> None:

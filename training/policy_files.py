@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..llm.gpt2_files import new_model
 from .loop import replace_file
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ def weights_of(model: GPT2LMHeadModel) -> dict[str, Tensor]:
 
 def copy_model(model: GPT2LMHeadModel, weights: Weights | None = None) -> GPT2LMHeadModel:
     """A model of its own on the CPU, without dropout, with the same weights or others. Call outside inference mode."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    with torch.random.fork_rng(devices=[]):  # the weights are drawn before they are loaded
-        made = GPT2LMHeadModel(GPT2Config.from_dict(model.config.to_dict()))
+    made = new_model(model.config.to_dict())
     with torch.no_grad():
         load_weights(made, weights_of(model) if weights is None else weights)
     return made.eval()

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..llm.promptist import BEAMS, NEW_TOKENS, SUFFIX, Policy
-from .loop import replace_file
+from ..llm.promptist import BEAMS, NEW_TOKENS, Policy
+from .loop import read_state, write_state
 from .policy_files import Weights, copy_model, load_weights, weights_of
 from .policy_objective import clipped_loss, group_targets, ppo_targets
 from .prompt_rollout import diverse_beams, read_rows, rows_of
@@ -149,7 +149,7 @@ def reinforce(
         OSError: The state cannot be written. The one that was there stays.
     """
     known = {
-        prompt: policy.tokenizer.encode(prompt.strip() + SUFFIX, add_special_tokens=False).ids
+        prompt: policy.asked(prompt)
         for prompt in dict.fromkeys(prompts)
         if prompt.strip() and policy.count(prompt.strip()) <= policy.read_tokens
     }
@@ -209,7 +209,7 @@ class _Run:
         self.best = -math.inf
         self.window: list[float] = []
         self.log: list[dict[str, float]] = []
-        self._state, self._log_file = folder / "state.pt", folder / "log.json"
+        self._folder = folder
 
     def advance(self, reward: RewardOf) -> list[Example] | None:
         """One step; its candidates with their rewards, the best first. None if the policy is beyond the KL limit."""
@@ -254,8 +254,7 @@ class _Run:
             unlike = list(dict.fromkeys(map(tuple, beams)))
             for i in rng.permutation(len(unlike))[: self.plan.candidates]:
                 said = [token for token in unlike[i] if token != self.policy.end]
-                text = self.policy.tokenizer.decode(said, skip_special_tokens=False).rstrip("\ufffd").strip()
-                tried.append(Tried(name, text, group, prompt, list(unlike[i])))
+                tried.append(Tried(name, self.policy.text_of(said), group, prompt, list(unlike[i])))
         return tried
 
     @torch.no_grad()
@@ -331,19 +330,12 @@ class _Run:
             "window": self.window,
             "log": self.log,
         }
-        replace_file(self._state, lambda part: torch.save(state, part))
-        log = json.dumps(self.log, indent=1)
-        replace_file(self._log_file, lambda part: part.write_text(log, encoding="utf-8"))
+        write_state(self._folder, state, self.log)
 
     def resume(self) -> None:
-        if not self._state.exists():
+        state = read_state(self._folder, self.identity, "other prompts or another policy")
+        if state is None:
             return
-        state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
-        if state["identity"] != self.identity:
-            raise ValueError(
-                f"{self._state.parent} holds a training with other settings, other prompts or another policy. Give "
-                "this one another name, or delete the folder."
-            )
         load_weights(self.model, state["model"])
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])

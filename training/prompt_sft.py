@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..llm.promptist import SUFFIX, Policy
+from ..llm.promptist import Policy
 from .loop import EachStep, Plan, Progress, replace_file, train
 from .policy_files import Weights, copy_model
 from .prompt_pairs import Pair, Pairs
@@ -103,7 +103,5 @@ def kept_pairs(file: Path, of: str, make: Callable[[], Pairs]) -> Sequence[Pair]
 
 def _tokens(policy: Policy, pair: Pair) -> tuple[list[int], list[int]] | None:
     """What is read and what is to be written, as tokens; None if both together are too long."""
-    encode = policy.tokenizer.encode
-    source = encode(pair.source.strip() + SUFFIX, add_special_tokens=False).ids
-    target = [*encode(" " + pair.target.strip(), add_special_tokens=False).ids, policy.end]
+    source, target = policy.asked(pair.source), [*policy.tokens(" " + pair.target.strip()), policy.end]
     return (source, target) if len(source) + len(target) <= min(LONGEST, policy.positions) else None

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..feedback.made_by import made_by
+from ..llm.pictures import SUFFIXES
 from ..llm.words import words
 
 if TYPE_CHECKING:
     from ..feedback.ratings import Store
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class NoPromptsError(ValueError):
@@ -63,7 +62,7 @@ def prompts_of_pictures(folder: Path) -> Prompts:
     if not folder.is_dir():
         raise NoPromptsError(f"There is no folder {folder}. Name one with pictures that hold their prompts.")
     found, skipped = [], {}
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
         try:
             prompt = prompt_of_picture(path)
         except (OSError, ValueError, SyntaxError, RecursionError) as error:  # Pillow raises SyntaxError too

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .cross_adapter import CaptionedLatents
-from .denoising import Sampling
+from .denoising import Sampling, euler
 
 STEPS, SCALE, SEED = 12, 5.0, 0
 
@@ -21,7 +20,7 @@ def sample_text(
     picks: Sequence[int],
     plain: Callable[..., Tensor],
 ) -> Tensor:
-    """Latents [N, C, H, W] in the model's own scale, for the captions `picks`, from the same noise each time.
+    """Latents [N, C, H, W] in the model's own scale, for the captions `picks`.
 
     `parts` are `unet` and, where there is one, `adapter`.
     """
@@ -32,16 +31,12 @@ def sample_text(
     more = {} if data.vectors is None else {"y": data.vectors[rows].to(device, torch.float32)}
     context = text if adapter is None else adapter(text, llm)
     options = {"optimized_attention_override": lambda _, *args, **kwargs: plain(*args, **kwargs)}
-    levels = torch.linspace(len(sampling.sigmas) - 1, 0, STEPS).round().long()
-    sigmas = [*sampling.sigmas[levels.to(sampling.sigmas.device)], sampling.sigmas.new_zeros(())]
-    shape = (len(picks), *data.latents.shape[1:])
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED)).to(device)
-    x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise))
-    for sigma, following in itertools.pairwise(sigmas):
+
+    def denoised(sigma: Tensor, x: Tensor) -> Tensor:
         level, both = sigma.expand(len(rows)), torch.cat([x, x])
         shown = sampling.calculate_input(level, both)
         output = unet(shown, sampling.timestep(level).float(), context=context, transformer_options=options, **more)
         told, untold = sampling.calculate_denoised(level, output.float(), both).chunk(2)
-        denoised = untold + SCALE * (told - untold)
-        x = x + (x - denoised) / sigma * (following - sigma)
-    return x
+        return untold + SCALE * (told - untold)
+
+    return euler(sampling, (len(picks), *data.latents.shape[1:]), STEPS, SEED, device, denoised)
