@@ -11,7 +11,7 @@ from .dense import dense_scene, write_dense
 from .render import render
 from .scene import Scene, random_scene
 
-SEED, PICTURES, DENSE_SHARE = 81, 6_000, 0.7
+SEED, PICTURES, DENSE_SHARE = 82, 6_000, 0.6
 
 
 def captioned(number: int) -> tuple[Scene, str]:

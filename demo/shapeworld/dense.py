@@ -28,8 +28,8 @@ RELATED = ("It lies {relation} the {colour} {shape}.", "You find it {relation} t
 
 
 def dense_scene(rng: np.random.Generator) -> Scene:
-    """A random flat scene of three to five things."""
-    return random_scene(rng, int(rng.integers(3, 6)), {"flat": 1.0})
+    """A random flat scene of two or three things, none of them small: the demo models draw small shapes as blobs."""
+    return random_scene(rng, int(rng.integers(2, 4)), {"flat": 1.0}, ("medium", "medium", "large"))
 
 
 def dense_description(scene: Scene) -> Description:
@@ -41,7 +41,7 @@ def dense_description(scene: Scene) -> Description:
 
 
 def write_dense(scene: Scene, rng: np.random.Generator) -> str:
-    """A dense caption of a scene of three to five things; order and wording are chosen by `rng`."""
+    """A dense caption of a scene of two or three things; order and wording are chosen by `rng`."""
     while True:
         text = " ".join(sentence for sentence, _ in tell(scene, rng))
         if WORDS[0] <= len(text.split()) <= WORDS[1]:

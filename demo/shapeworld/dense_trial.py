@@ -10,7 +10,7 @@ from .trial import HELD_OUT
 
 
 def long_prompts(count: int, part: int = 0) -> list[tuple[str, Description]]:
-    """Prompts of 40 to 140 words, about three to five things each. Each `part` has prompts of its own."""
+    """Prompts of 40 to 140 words, about two or three things each. Each `part` has prompts of its own."""
     made = []
     for number in range(count):
         rng = np.random.default_rng([HELD_OUT, 12 + part, number])

@@ -18,6 +18,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (245, 130, 185),
 }
 SIZES: dict[str, tuple[float, float]] = {"small": (0.13, 0.16), "medium": (0.20, 0.24), "large": (0.29, 0.36)}
+SIZES_OF_COUNT = {1: ("small", "medium", "large", "large"), 2: ("small", "medium", "medium"), 3: ("small", "medium")}
+"""Sizes in a random scene, by the number of its things; a larger number has small ones alone."""
 TEXTURES = ("plain", "striped", "dotted", "shiny")
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 242),
@@ -135,15 +137,21 @@ def random_scene(
     rng: np.random.Generator,
     count: int | None = None,
     style_share: dict[str, float] | None = None,
+    sizes: tuple[str, ...] | None = None,
 ) -> Scene:
-    """A random scene of one to five things; `style_share` gives each style's probability (default: equal)."""
+    """A random scene of one to five things.
+
+    `style_share` gives each style's probability (default: equal), `sizes` the sizes to choose from (default: the
+    smaller, the more things there are).
+    """
     if count is None:
         count = int(rng.choice([1, 2, 3, 4, 5], p=[0.45, 0.25, 0.15, 0.1, 0.05]))
-    sizes = {1: ("small", "medium", "large", "large"), 2: ("small", "medium", "medium"), 3: ("small", "medium")}
+    if sizes is None:
+        sizes = SIZES_OF_COUNT.get(count, ("small",))
     things: list[Thing] = []
     while len(things) < count:
         try:
-            things.append(random_thing(rng, things, sizes.get(count, ("small",))))
+            things.append(random_thing(rng, things, sizes))
         except ValueError:
             things.clear()
     shares = style_share or {style: 1 / len(STYLES) for style in STYLES}
