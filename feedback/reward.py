@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from .pictures import pictures_from_batch
-from .scorers import ClipRelevance, Scorer, score_each
+from .scorers import ClipRelevance, Scorer, ScorerSetupError, score_each
 
-FACTOR, ENOUGH = 20.0, 5.6
-"""Of equation 2: a cosine of 0.28 or more is relevant enough."""
+FACTOR, ENOUGH = 20.0, 0.28
+"""Of equation 2: a cosine of 0.28 or more is relevant enough to CLIP ViT-L/14."""
 
 
-def relevance_terms(cosines: Tensor) -> Tensor:
-    """min(20 cos - 5.6, 0), of cosines of prompt x and pictures of y, any shape. At most 0, which is enough."""
-    return (FACTOR * cosines - ENOUGH).clamp(max=0)
+def relevance_terms(cosines: Tensor, enough: float = ENOUGH) -> Tensor:
+    """min(20 cos - 5.6, 0), of cosines of prompt x and pictures of y, any shape. At most 0, which is enough.
+
+    With another `enough` than 0.28, min(20 (cos - enough), 0): each CLIP has cosines of its own.
+    """
+    return (FACTOR * (cosines - enough)).clamp(max=0)
 
 
 def relevance(cosines: Tensor) -> Tensor:
@@ -34,15 +37,30 @@ def aesthetic_gain(scores_y: Tensor, scores_x: Tensor) -> Tensor:
     return scores_y.mean(-1) - scores_x.mean(-1)
 
 
+@dataclass(frozen=True)
 class PromptistRelevance(ClipRelevance):
-    """The `relevance_terms` of each picture, whose mean is equation 2."""
+    """The `relevance_terms` of each picture, whose mean is equation 2. Pictures with a cosine of `enough` lose nothing.
+
+    Raises:
+        ScorerSetupError: `enough` is no cosine.
+    """
+
+    enough: float = ENOUGH
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.enough <= 1:
+            raise ScorerSetupError(f"The cosine that is relevant enough lies between -1 and 1, not at {self.enough}.")
 
     @property
     def name(self) -> str:
         return f"promptist_relevance/{self.encoder.name}"
 
+    @property
+    def version(self) -> str:
+        return super().version if self.enough == ENOUGH else f"{super().version}-{self.enough:g}"
+
     def score_vectors(self, vectors: Tensor, prompt: str) -> Tensor:
-        return relevance_terms(super().score_vectors(vectors, prompt))
+        return relevance_terms(super().score_vectors(vectors, prompt), self.enough)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ comes back as it was, and a note says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel, Field, create_model, model_validator
 
@@ -32,12 +33,15 @@ ADDED_WORDS = 60
 """Words that a language model's prompt may be longer by. The question says forty; models do not count well."""
 
 
+RewardOf = Callable[[Sequence[tuple[str, str]], int], Sequence[float]]
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One prompt to choose from.
 
     `log_probability` is the policy's, natural logarithm; None if a language model wrote it. `scores` are by name, and
-    more is better; a policy's own is "beam", by which its candidates are ordered.
+    more is better; a policy's own is "beam", by which its candidates are ordered. That of its pictures is "reward".
     """
 
     text: str
@@ -128,6 +132,35 @@ def optimize(
         account.notes.append("The prompt is unchanged.")
     chosen = tuple(reversed(unlike.values()))[:count]
     return Optimized(chosen, tuple(account.dropped), tuple(account.notes), account.asked)
+
+
+def best_of(prompt: str, made: Optimized, reward: RewardOf, seed: int) -> Optimized:
+    """The candidates and the prompt itself in the order of what their pictures are worth: best of n.
+
+    A text whose pictures have no score goes behind all others; if none has one, the order stays.
+
+    Args:
+        reward: `training.host_prompt_rl.PictureReward`, or anything that takes pairs of a prompt and a candidate, and
+            a seed, and gives a number for each pair, NaN if there is none.
+    """
+    texts = {candidate.text: candidate for candidate in (*made.candidates, Candidate(prompt))}
+    if len(texts) == 1:
+        return made
+    worth = dict(zip(texts, reward([(prompt, text) for text in texts], seed), strict=True))
+    known = {text: value for text, value in worth.items() if math.isfinite(value)}
+    scored = [
+        replace(one, scores={**one.scores, "reward": known[text]} if text in known else one.scores)
+        for text, one in texts.items()
+    ]
+    ordered = sorted(scored, key=lambda one: -one.scores.get("reward", -math.inf)) if known else list(made.candidates)
+    if not known:
+        note = "None of the pictures got a score: the order is that of the writer."
+    elif ordered[0].text == prompt:
+        note = "No candidate's pictures score higher than those of the prompt as it was."
+    else:
+        gain = f" {known[ordered[0].text] - known[prompt]:+.3g} over the prompt as it was" if prompt in known else ""
+        note = f"Chosen by the pictures of {len(known)} prompts:{gain or ' the highest score'}."
+    return replace(made, candidates=tuple(ordered), notes=(*made.notes, note))
 
 
 # With a policy

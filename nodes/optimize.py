@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
+from ..feedback.scorers import Scorer
 from ..llm.backend import LLM
 from ..llm.dropout import drop_words
 from ..llm.hosting import POLICY_KEY, folder_state, load_policy, policy_folder, policy_names, register_folder
-from ..llm.optimize import optimize
+from ..llm.optimize import best_of, optimize
 from ..llm.promptist import POLICY_TYPE, Policy
+from .drawing import drawing_settings, drawing_sockets, picture_reward
 from .llm import NO_MODEL, LLMSocket
+from .train import watch
 
 PolicySocket = io.Custom(POLICY_TYPE)
 
@@ -69,8 +75,16 @@ class AtelierPromptOptimizer(io.ComfyNode):
             display_name="Prompt Optimizer",
             category="Atelier/Optimize",
             description="Adds to a prompt what makes pictures better, and keeps all that is in it. "
-            "With a Promptist policy, a language model, or both.",
-            search_aliases=["promptist", "prompt enhancer", "prompt expansion", "magic prompt", "improve prompt"],
+            "With a Promptist policy, a language model, or both. With a model and a scorer it draws small pictures of "
+            "all candidates and takes the best.",
+            search_aliases=[
+                "promptist",
+                "prompt enhancer",
+                "prompt expansion",
+                "magic prompt",
+                "improve prompt",
+                "best of n",
+            ],
             inputs=[
                 io.String.Input(
                     "prompt",
@@ -106,7 +120,8 @@ class AtelierPromptOptimizer(io.ComfyNode):
                     # Another seed asks everything again, so the front end must not draw one for each run.
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     optional=True,
-                    tooltip="Of the language model, in place of its own. A policy alone makes no random choices.",
+                    tooltip="Of the language model, in place of its own, and of the noise of the small pictures. A "
+                    "policy alone makes no random choices.",
                 ),
                 io.Int.Input(
                     "beams",
@@ -126,6 +141,12 @@ class AtelierPromptOptimizer(io.ComfyNode):
                     tooltip="When the language model gives no usable answer: go on without it and say why in the "
                     "trace, or stop the run.",
                 ),
+                *drawing_sockets(
+                    "Turns the reward on: small pictures of each candidate are drawn, and the candidate whose pictures "
+                    "gain most by this scorer over those of your prompt comes first. Link model, clip and vae too.",
+                    "Added to the reward: how well the pictures fit your prompt.",
+                ),
+                *drawing_settings(pictures=2, advanced=True),
             ],
             outputs=[
                 io.String.Output("prompt", tooltip="The best candidate; the prompt as it was if there is none."),
@@ -136,6 +157,7 @@ class AtelierPromptOptimizer(io.ComfyNode):
                 ),
                 io.String.Output("trace", tooltip="Candidates with scores, what was dropped and why, as JSON."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -148,9 +170,23 @@ class AtelierPromptOptimizer(io.ComfyNode):
         seed: int = 0,
         beams: int = 8,
         on_error: str = "go on",
+        model: ModelPatcher | None = None,
+        clip: CLIP | None = None,
+        vae: VAE | None = None,
+        scorer: Scorer | None = None,
+        relevance: Scorer | None = None,
+        **drawing: Any,
     ) -> io.NodeOutput:
         voice = replace(llm, seed=seed) if llm is not None else None
+        reward = None
+        if scorer is not None or relevance is not None:
+            say = watch(str(cls.hidden.unique_id), 0).say
+            reward = picture_reward(
+                "Candidates are drawn and scored.", model, clip, vae, scorer, relevance, say, **drawing
+            )
         made = optimize(prompt, policy, voice, count, beams, strict=on_error == "stop")
+        if reward is not None:
+            made = best_of(prompt, made, reward, seed)
         trace = json.dumps(asdict(made), ensure_ascii=False, indent=2)
         return io.NodeOutput(made.prompt, [candidate.text for candidate in made.candidates], trace)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..feedback.aesthetic import Aesthetic, load_head
 from ..feedback.combined import combine
 from ..feedback.pictures import pictures_from_batch
-from ..feedback.reward import PromptistRelevance
+from ..feedback.reward import ENOUGH, PromptistRelevance
 from ..feedback.scorers import (
     ClipRelevance,
     Diversity,
@@ -21,7 +21,6 @@ from ..feedback.scorers import (
     PickScore,
     Scorer,
     TargetSimilarity,
-    TextImageEncoder,
 )
 from .clip_models import (
     NO_HEAD,
@@ -39,14 +38,15 @@ from .clip_models import (
 from .score import ScorerSocket
 
 RELEVANCE, TARGET = "relevance to the prompt", "similarity to a target"
+PROMPTIST = "relevance, as Promptist rewards it"
 AESTHETIC, DIVERSITY = "aesthetic", "diversity of the batch"
-READERS: dict[str, Callable[[TextImageEncoder], Scorer]] = {
+READERS: dict[str, Callable[..., Scorer]] = {
     RELEVANCE: ClipRelevance,
-    "relevance, as Promptist rewards it": PromptistRelevance,
+    PROMPTIST: PromptistRelevance,
     "PickScore": PickScore,
     "HPS v2": HpsV2,
 }
-"""Scorers that read the prompt with a CLIP model."""
+"""Scorers that read the prompt with a CLIP model, which they take first."""
 
 register_folders()
 
@@ -112,17 +112,33 @@ class AtelierLoadScorer(io.ComfyNode):
                     optional=True,
                     tooltip="For aesthetic: a file in models/aesthetic_heads, made for this CLIP model.",
                 ),
+                io.Float.Input(
+                    "enough",
+                    default=ENOUGH,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For relevance as Promptist rewards it: the cosine from which a picture fits its prompt "
+                    "well enough. 0.28 is right for CLIP ViT-L/14; other models have other cosines.",
+                ),
             ],
             outputs=[scorer_output()],
         )
 
     @classmethod
     def fingerprint_inputs(
-        cls, scorer: str = "", clip_model: str = NO_MODEL, aesthetic_head: str = NO_HEAD, **_: object
+        cls,
+        scorer: str = "",
+        clip_model: str = NO_MODEL,
+        aesthetic_head: str = NO_HEAD,
+        enough: float = ENOUGH,
+        **_: object,
     ) -> str:
         folder = model_folder(clip_model)
         head = "" if aesthetic_head == NO_HEAD else str(head_file(aesthetic_head).stat().st_mtime_ns)
-        return f"{scorer} {clip_model} {folder_state(folder) if folder else ''} {aesthetic_head} {head}"
+        return f"{scorer} {clip_model} {folder_state(folder) if folder else ''} {aesthetic_head} {head} {enough}"
 
     @classmethod
     def execute(
@@ -132,6 +148,7 @@ class AtelierLoadScorer(io.ComfyNode):
         target: Tensor | None = None,
         clip_vision: ClipVisionModel | None = None,
         aesthetic_head: str = NO_HEAD,
+        enough: float = ENOUGH,
     ) -> io.NodeOutput:
         if scorer in READERS:
             if clip_vision is not None:
@@ -139,7 +156,9 @@ class AtelierLoadScorer(io.ComfyNode):
                     f"A CLIP Vision model reads no text, so it cannot score {scorer}. Unlink it and choose a "
                     "clip_model."
                 )
-            return io.NodeOutput(READERS[scorer](load(installed_folder(clip_model))))
+            encoder = load(installed_folder(clip_model))
+            told = {"enough": enough} if scorer == PROMPTIST else {}
+            return io.NodeOutput(READERS[scorer](encoder, **told))
         if scorer == AESTHETIC:
             head = load_head(head_file(aesthetic_head))
             return io.NodeOutput(Aesthetic(_image_encoder(clip_model, clip_vision), head))

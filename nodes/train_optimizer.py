@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
-import comfy.samplers
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -25,7 +25,7 @@ from ..llm.hosting import POLICY_KEY, load_policy, policy_folder
 from ..llm.promptist import Policy
 from ..training.curve import draw_curve, read_log
 from ..training.host_edit import Watch
-from ..training.host_prompt_rl import Drawing, PictureReward
+from ..training.host_prompt_rl import PictureReward
 from ..training.host_unet import digest
 from ..training.loop import Plan
 from ..training.policy_curve import draw_policy
@@ -35,9 +35,9 @@ from ..training.prompt_rl import Example, Method, ReinforcePlan, reinforce
 from ..training.prompt_sft import SupervisedRun, fine_tune, kept_pairs
 from ..training.prompt_sources import prompts_of_file, prompts_of_pictures, prompts_of_store
 from .as_image import as_image
+from .drawing import drawing_settings, drawing_sockets, picture_reward
 from .llm import LLMSocket
 from .optimize import PolicySocket
-from .score import ScorerSocket
 from .train import places, watch
 
 BOTH, SUPERVISED, REINFORCEMENT = "both", "supervised", "reinforcement"
@@ -92,13 +92,6 @@ class AtelierTrainPromptOptimizer(io.ComfyNode):
         scorer: Scorer | None = None,
         relevance: Scorer | None = None,
         llm: LLM | None = None,
-        size: int = 512,
-        pictures: int = 3,
-        sampler_steps: int = 8,
-        cfg: float = 7.0,
-        sampler_name: str = "dpmpp_2m",
-        scheduler: str = "karras",
-        negative: str = "",
         method: Method = "ppo",
         supervised_steps: int = 1000,
         prompts_per_step: int = 8,
@@ -106,16 +99,16 @@ class AtelierTrainPromptOptimizer(io.ComfyNode):
         learning_rate: float = 5e-5,
         kl_weight: float = 0.2,
         kl_limit: float = 10.0,
+        **drawing: Any,
     ) -> io.NodeOutput:
         told = watch(str(cls.hidden.unique_id), steps)
         training = _Training(policy, *_places(name), _read_prompts(prompts), seed, learning_rate, told)
         if stage != SUPERVISED:
-            needed = {"model": model, "clip": clip, "vae": vae, "scorer": scorer}
-            if missing := [what for what, linked in needed.items() if linked is None]:
-                raise ValueError(f"Reinforcement learning draws and scores pictures. Link {', '.join(missing)}.")
             plan = ReinforcePlan(steps, method, prompts_per_step, candidates, learning_rate, kl_weight, kl_limit, seed)
-            drawing = Drawing(model, clip, vae, size, sampler_steps, cfg, sampler_name, scheduler, negative)
-            reward = PictureReward(drawing, scorer, relevance, pictures, told.say)
+            reward = picture_reward(
+                "Reinforcement learning draws and scores pictures.", model, clip, vae, scorer, relevance, told.say,
+                **drawing,
+            )  # fmt: skip
         comfy.model_management.unload_all_models()
         with torch.inference_mode(False):
             if stage != REINFORCEMENT:
@@ -279,51 +272,16 @@ def _sources() -> list[io.Input]:
 
 def _pictures() -> list[io.Input]:
     return [
-        io.Model.Input("model", optional=True, tooltip="The model that draws the pictures. It is not trained."),
-        io.Clip.Input("clip", optional=True, tooltip="The model's text encoder. It is not trained."),
-        io.Vae.Input("vae", optional=True, tooltip="The model's VAE. It is not trained."),
-        ScorerSocket.Input(
-            "scorer",
-            optional=True,
-            tooltip="What a candidate's pictures should gain over those of the prompt: an aesthetic scorer, or your "
-            "taste from Load Taste.",
-        ),
-        ScorerSocket.Input(
-            "relevance",
-            optional=True,
-            tooltip="Added to the reward: how well the pictures fit the prompt. Load Scorer has relevance as Promptist "
-            "rewards it.",
+        *drawing_sockets(
+            "What a candidate's pictures should gain over those of the prompt: an aesthetic scorer, or your taste from "
+            "Load Taste.",
+            "Added to the reward: how well the pictures fit the prompt. Load Scorer has relevance as Promptist rewards "
+            "it.",
         ),
         LLMSocket.Input(
             "llm", optional=True, tooltip="Rephrases good prompts as a beginner would, for more supervised pairs."
         ),
-        io.Int.Input(
-            "size", default=512, min=64, max=2048, step=64, optional=True, tooltip="Side of the pictures, in pixels."
-        ),
-        io.Int.Input("pictures", default=3, min=1, max=64, optional=True, tooltip="Pictures drawn for each candidate."),
-        io.Int.Input(
-            "sampler_steps", default=8, min=1, max=1000, optional=True, tooltip="Steps in which a picture is drawn."
-        ),
-        io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, optional=True, tooltip="Guidance scale."),
-        io.Combo.Input(
-            "sampler_name",
-            options=comfy.samplers.KSampler.SAMPLERS,
-            default="dpmpp_2m",
-            optional=True,
-            advanced=True,
-            tooltip="The sampler that draws.",
-        ),
-        io.Combo.Input(
-            "scheduler",
-            options=comfy.samplers.KSampler.SCHEDULERS,
-            default="karras",
-            optional=True,
-            advanced=True,
-            tooltip="The scheduler that draws.",
-        ),
-        io.String.Input(
-            "negative", default="", optional=True, advanced=True, tooltip="Negative prompt of all pictures."
-        ),
+        *drawing_settings(pictures=3),
     ]
 
 

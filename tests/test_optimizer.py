@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +16,14 @@ import pytest
 import small_policies as small
 from atelier.llm.backend import Hooks, LLMConnectionError, LLMError
 from atelier.llm.content_guard import guarded, opening, plain_words
-from atelier.llm.optimize import ADDED_WORDS, MAX_CHARACTERS, optimize
+from atelier.llm.optimize import ADDED_WORDS, MAX_CHARACTERS, best_of, optimize
 from atelier.llm.promptist import Policy, Rephrased, open_policy
 from atelier.llm.syntax import protect
 from atelier.llm.words import missing_words
 from comfy_api_client import ComfyClient, GraphError
 from scripted_llm import Scripted, replying
 
+NAN = math.nan
 PIECES = (
     "(shiny star:1.2)",
     "((x y))",
@@ -335,6 +338,52 @@ def test_neither_policy_nor_language_model_is_an_error() -> None:
         optimize("a fox", None, None)
 
 
+# --- best of n ---------------------------------------------------------------------------------------------
+
+
+def worth(**of: float) -> tuple[Callable[[list[tuple[str, str]], int], list[float]], list[list[str]]]:
+    """A reward by the last word of a text, and the texts that it was asked about."""
+    asked: list[list[str]] = []
+
+    def reward(pairs: list[tuple[str, str]], seed: int) -> list[float]:
+        assert {prompt for prompt, _ in pairs} == {"a fox"} and seed == 7
+        asked.append([text for _, text in pairs])
+        return [of[text.split()[-1]] for _, text in pairs]
+
+    return reward, asked
+
+
+@pytest.mark.parametrize(
+    ("of", "order", "note"),
+    [
+        ({"ink": 0.5, "oil": 2.0, "fox": 1.0}, ["a fox, oil", "a fox", "a fox, ink"], r"3 prompts: \+1 over"),
+        ({"ink": 0.5, "oil": 2.0, "fox": 9.0}, ["a fox", "a fox, oil", "a fox, ink"], "No candidate's pictures"),
+        ({"ink": NAN, "oil": -3.0, "fox": -4.0}, ["a fox, oil", "a fox", "a fox, ink"], "2 prompts"),
+        ({"ink": 1.0, "oil": 2.0, "fox": NAN}, ["a fox, oil", "a fox, ink", "a fox"], "the highest score"),
+        ({"ink": NAN, "oil": NAN, "fox": NAN}, ["a fox, ink", "a fox, oil"], "None of the pictures got a score"),
+    ],
+)
+def test_the_best_of_n_is_the_one_whose_pictures_are_worth_most(
+    of: dict[str, float], order: list[str], note: str
+) -> None:
+    reward, asked = worth(**of)
+    made = optimize("a fox", saying("a fox, ink", "a fox, oil"), None)
+    best = best_of("a fox", made, reward, 7)
+    assert [one.text for one in best.candidates] == order and best.prompt == order[0]
+    assert asked == [["a fox, ink", "a fox, oil", "a fox"]], "the prompt as it was is drawn too, once"
+    assert re.search(note, best.notes[-1])
+    for one in best.candidates:
+        value = of[one.text.split()[-1]]
+        assert one.scores.get("reward", NAN) == pytest.approx(value, nan_ok=True)
+        assert ("beam" in one.scores) == (one.text != "a fox")
+
+
+def test_with_nothing_to_choose_from_nothing_is_drawn() -> None:
+    reward, asked = worth()
+    made = optimize("", saying("x"), None)
+    assert best_of("", made, reward, 7) == made and not asked
+
+
 # --- over the API ------------------------------------------------------------------------------------------
 
 
@@ -350,9 +399,15 @@ def installed(server: Any) -> Iterator[Path]:
 
 
 def run(
-    server: ComfyClient, policy: str | None = "test-taught", llm: dict[str, Any] | None = None, **inputs: Any
+    server: ComfyClient,
+    policy: str | None = "test-taught",
+    llm: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
+    **inputs: Any,
 ) -> Any:
+    """Queues the node with its inputs and outputs, and `more` nodes."""
     graph: dict[str, Any] = {
+        **(more or {}),
         "optimize": {"class_type": "AtelierPromptOptimizer", "inputs": {"prompt": small.PROMPT, **inputs}},
         "best": {"class_type": "PreviewAny", "inputs": {"source": ["optimize", 0]}},
         "all": {"class_type": "PreviewAny", "inputs": {"source": ["optimize", 1]}},
@@ -395,6 +450,23 @@ def test_a_language_model_and_a_policy_over_the_api(server: ComfyClient, install
         assert scripted.chats[0]["seed"] == 7
     with pytest.raises(GraphError, match="AtelierPromptOptimizer"):
         run(server, llm={**llm, "base_url": "http://127.0.0.1:9/v1"}, prompt="a hare", on_error="stop")
+
+
+def test_the_reward_draws_all_candidates_and_takes_the_best(server: ComfyClient, installed: Path) -> None:
+    kind = {"scorer": "aesthetic", "clip_model": "shapeworld", "aesthetic_head": "shapeworld.safetensors"}
+    more = {
+        "load": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "shapeworld-base.safetensors"}},
+        "scorer": {"class_type": "AtelierLoadScorer", "inputs": kind},
+    }
+    linked = {"model": ["load", 0], "clip": ["load", 1], "vae": ["load", 2], "scorer": ["scorer", 0]}
+    drawn = {"size": 128, "pictures": 1, "sampler_steps": 2, "cfg": 1.0, "scheduler": "normal", "seed": 3}
+    best, texts, trace, _ = run(server, more=more, **linked, **drawn)
+    rewards = [one["scores"]["reward"] for one in trace["candidates"]]
+    assert rewards == sorted(rewards, reverse=True) and rewards[0] != rewards[-1]
+    assert best == texts[0] and {small.PROMPT, *small.STYLED[:2]} <= {*texts}
+    assert rewards[texts.index(small.PROMPT)] == 0, "what the prompt's own pictures gain over themselves"
+    with pytest.raises(GraphError, match=r"Candidates are drawn and scored\. Link clip, vae\."):
+        run(server, more=more, model=["load", 0], scorer=["scorer", 0])
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,15 @@ def test_relevance_by_hand() -> None:
     assert relevance(torch.tensor([[0.28, 0.9], [0.23, 0.27]])).tolist() == pytest.approx([0.0, -0.6], abs=1e-5)
 
 
+def test_another_clip_has_another_cosine_that_is_enough() -> None:
+    encoder = Counted([[0.5, 0.75**0.5], [0.3, 0.91**0.5]])
+    strict = PromptistRelevance(encoder, 0.45)
+    assert strict.score(pictures(0, 1), "x") == pytest.approx([0.0, -3.0], abs=1e-5)
+    assert strict.version != PromptistRelevance(encoder).version == encoder.version
+    with pytest.raises(ScorerSetupError, match="between -1 and 1, not at 20"):
+        PromptistRelevance(encoder, 20)
+
+
 def test_aesthetic_gain_by_hand() -> None:
     # (6 + 5 + 7) / 3 - (4 + 5) / 2 = 1.5
     assert aesthetic_gain(torch.tensor([6.0, 5.0, 7.0]), torch.tensor([4.0, 5.0])).item() == pytest.approx(1.5)

@@ -62,6 +62,7 @@ def test_a_reward_is_the_gain_over_the_prompts_own_pictures_and_the_relevance() 
     assert gain.seen == fit.seen == ["0.25", "0.75"]
     alone = PictureReward(drawing, gain, None, pictures=2)(pairs, 7)
     assert [alone[0], alone[3]] == pytest.approx([0.25, 0.25])
+    assert reward([("0.25", "0.25")], 7) == pytest.approx([0.25]) and len(drawing.asked) == 26, "drawn once"
     noises = {prompt: sorted(n for p, _, n in drawing.asked[:12] if p == prompt) for prompt, _, _ in drawing.asked}
     assert noises["0.25"] == noises["0.5"] == noises["0.125"] == [0, 1]
     assert noises["0.75"] == noises["1.0"] == [2, 3]

@@ -101,22 +101,23 @@ class PictureReward:
         rewards = [math.nan] * len(pairs)
         for number, (prompt, rows) in enumerate(of.items()):
             self.say(f"Drawing for prompt {number + 1} of {len(of)}")
-            texts = [prompt, *(pairs[row][1] for row in rows)]
+            texts = list(dict.fromkeys([prompt, *(pairs[row][1] for row in rows)]))
             numbers = list(range(number * self.pictures, (number + 1) * self.pictures))
             drawn = self.drawing.draw(
                 [text for text in texts for _ in numbers], seed, [each for _ in texts for each in numbers]
             )
-            for row, reward in zip(rows, self._rewards(prompt, drawn), strict=True):
-                rewards[row] = reward
+            found = dict(zip(texts, self._rewards(prompt, drawn), strict=True))
+            for row in rows:
+                rewards[row] = found[pairs[row][1]]
         return rewards
 
     def _rewards(self, prompt: str, drawn: Tensor) -> list[float]:
-        """The rewards of candidates, from the prompt's own pictures and, behind them, those of each candidate."""
+        """The rewards of the prompt itself and of candidates, from its own pictures and, behind them, theirs."""
         whole = drawn.flatten(1).isfinite().all(1)
         scorers = [self.scorer] if self.relevance is None else [self.scorer, self.relevance]
         found = torch.full((len(scorers), len(drawn)), math.nan)
         if whole.any():
             found[:, whole] = torch.tensor(score_each(scorers, drawn[whole], prompt))
         scores, *relevant = found.unflatten(1, (-1, self.pictures))
-        reward = aesthetic_gain(scores[1:], scores[:1]) + sum(one[1:].mean(-1) for one in relevant)
+        reward = aesthetic_gain(scores, scores[:1]) + sum(one.mean(-1) for one in relevant)
         return [float(each) if math.isfinite(each) else math.nan for each in reward]
