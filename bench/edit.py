@@ -6,14 +6,15 @@ Four parts, each with figures of its own. All use the demo's editor on ShapeWorl
   the same, over batches of 1 and 3, without a mask and with half of one.
 - costs: whole runs against plain CFG on the same model, interleaved in one process. Only worth something on a machine
   that does nothing else.
-- edits: 200 held-out edits of one attribute (colour, shape, ground, style): the share done as told, and of the things
-  that no edit touches the share that is still there. The same with the default intervals of the two scales, which ask
-  the model less.
-- curves: what each method offers of both, over its own setting: image scales 1.0 to 2.2 at a text scale of 7.5 for the
-  editor, the strength for SDEdit, the share of steps for Prompt-to-Prompt. `curve_area` is by the oracle: rest kept
-  against edits done. `clip_area` is the paper's figure 8 by the demo's own CLIP, which tells colours well and shapes
-  hardly: image similarity against directional similarity. An area is the part of the unit square below and left of the
-  curve.
+- edits: 200 held-out edits of one attribute (colour, shape, ground, style), worked on at 192 px: the share done as
+  told, and of the things that no edit touches the share that is still there; and how many of those the autoencoder
+  alone keeps. The same at 128 px (`_small`), and with the default intervals of the two scales, which ask the model
+  less.
+- curves: what each method offers of both at 128 px, over its own setting: image scales 1.0 to 2.2 at a text scale of
+  7.5 for the editor, the strength for SDEdit, the share of steps for Prompt-to-Prompt. `curve_area` is by the oracle:
+  rest kept against edits done. `clip_area` is the paper's figure 8 by the demo's own CLIP, which tells colours well
+  and shapes hardly: image similarity against directional similarity. An area is the part of the unit square below and
+  left of the curve.
 
 With --part, the figures of the other parts stay in the result file as they are.
 """
@@ -36,7 +37,7 @@ pack()
 import comfy.samplers  # noqa: E402
 import comfy.utils  # noqa: E402
 from _edit_baselines import edit_by_prompts, sdedit  # noqa: E402
-from _edits import SEED, Judged, area, edited, guidance, judged, pictures_of  # noqa: E402
+from _edits import SEED, SMALL, Judged, area, edited, guidance, judged, pictures_of, rebuilt  # noqa: E402
 from _people import clip  # noqa: E402
 from _sheet import save_sheet  # noqa: E402
 from atelier.attention.guider import (  # noqa: E402
@@ -164,6 +165,11 @@ def edits_part(quick: bool, note: Note) -> None:
     for kind in dict.fromkeys(trial.edit.kind for trial in trials):
         of_kind = [done for trial, done in zip(trials, full.done, strict=True) if trial.edit.kind == kind]
         note({f"edit_done_{kind}": share(of_kind)})
+    through = judged(trials, rebuilt(checkpoint, trials))
+    note({"rest_kept_autoencoder": share(through.rest)})
+    small = judged(trials, edited(checkpoint, trials, guidance(), side=SMALL))
+    note({"edit_done_small": share(small.done), "rest_kept_small": share(small.rest)})
+    note({"rest_kept_autoencoder_small": share(judged(trials, rebuilt(checkpoint, trials, SMALL)).rest)})
     short = judged(trials, edited(checkpoint, trials, guidance(**DEFAULTS)))
     note({"edit_done_interval": share(short.done), "rest_kept_interval": share(short.rest)})
     note({"score_interval_minus_full": difference(short.scores, full.scores, "score")})
@@ -181,7 +187,7 @@ def curves_part(quick: bool, note: Note) -> None:
     editor, base = load_checkpoint("edit"), load_checkpoint("base")
     before, after = ([getattr(t, f"caption_{which}") for t in trials] for which in ("before", "after"))
     methods: dict[str, tuple[Sequence[float], Callable[[float], Tensor]]] = {
-        "ours": (IMAGE_SCALES, lambda scale: edited(editor, trials, guidance(TEXT_SCALE, scale))),
+        "ours": (IMAGE_SCALES, lambda scale: edited(editor, trials, guidance(TEXT_SCALE, scale), side=SMALL)),
         "sdedit": (STRENGTHS, lambda strength: sdedit(base, pictures, after, strength, SEED)),
         "p2p": (SHARES, lambda part: edit_by_prompts(base, pictures, before, after, part)),
     }
