@@ -16,15 +16,14 @@ MAX_TOKENS = 4096
 """Tokens of a prompt that are read."""
 
 
-def load_folder(folder: Path) -> comfy.sd.CLIP:
-    """The model of a transformers folder, without its head for words. No code of the folder is run.
+def load_folder(folder: Path, dtype: torch.dtype) -> comfy.sd.CLIP:
+    """The model of a transformers folder in this precision, without its head for words. No code of it is run.
 
     Raises:
         ValueError: The folder holds no model that transformers opens, or no tokenizer.
     """
     from transformers import AutoModel, AutoTokenizer
 
-    dtype = _dtype()
     try:
         model = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
         words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -34,15 +33,6 @@ def load_folder(folder: Path) -> comfy.sd.CLIP:
     model = model.eval().requires_grad_(False)
     target = comfy.supported_models_base.ClipTarget(lambda **_: _Words(words), lambda **_: _Reader(model, dtype))
     return comfy.sd.CLIP(target, parameters=model.num_parameters(), model_options={"dtype": dtype})
-
-
-def _dtype() -> torch.dtype:
-    """Half precision where the device computes in it; bfloat16 first, since language models are trained in it."""
-    memory = comfy.model_management
-    device = memory.text_encoder_device()
-    if memory.should_use_bf16(device):
-        return torch.bfloat16
-    return torch.float16 if memory.should_use_fp16(device) else torch.float32
 
 
 class _Words:

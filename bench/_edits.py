@@ -22,7 +22,7 @@ SEED = 1
 SIDE, SMALL = 192, 128
 """Sides in px at which pictures are worked on. The trials' pictures have 128 px: of their things the autoencoder alone
 loses one in twenty there, and none at 192."""
-TEXT, PICTURE = 2.0, 1.2
+TEXT, PICTURE = 2.0, 1.5
 """Scales for the demo's editor, chosen on trials of another part."""
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import math
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 Figure = dict[str, Any]
+Note = Callable[[dict[str, Figure]], None]
+"""Takes figures by name."""
 
 
 def single(value: float, unit: str, n: int = 1) -> Figure:
@@ -62,6 +65,29 @@ def show(figures: dict[str, Figure]) -> None:
     for key, figure in figures.items():
         interval = f"  [{figure['low']}, {figure['high']}]" if figure["low"] is not None else ""
         print(f"{key:28} {figure['value']:<9} {figure['unit']:7} n={figure['n']}{interval}", flush=True)
+
+
+def run_parts(name: str, doc: str, parts: Mapping[str, Callable[[bool, Note], None]]) -> None:
+    """The command line of a benchmark of several parts, each told whether the sample is small, and where figures go.
+
+    Figures are written as they come, so a run that is cut off loses none. A whole run drops those of earlier ones.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
+    parser.add_argument("--part", choices=parts, action="append", help="only this part; may be given again")
+    options = parser.parse_args()
+    figures: dict[str, Figure] = {}
+
+    def note(new: dict[str, Figure]) -> None:
+        figures.update(new)
+        show(new)
+        if not options.quick:
+            save(name, new, keep=True)
+
+    for part in options.part or parts:
+        parts[part](options.quick, note)
+    if not options.quick:
+        print(f"wrote {save(name, figures, keep=options.part is not None)}")
 
 
 def save(name: str, figures: dict[str, Figure], keep: bool = False) -> Path:

@@ -112,3 +112,19 @@ def open_checkpoint(file: Path) -> Checkpoint:
     import comfy.sd
 
     return Checkpoint(*comfy.sd.load_checkpoint_guess_config(str(file))[:3])
+
+
+def load_llm() -> Any:
+    """The demo's small language model, as a CLIP. Call `pack` first."""
+    from assemble import LLM
+    from atelier.attention.t5_encoder import load_t5
+
+    return load_t5([HOME / "base" / "models" / "text_encoders" / f"{LLM}.safetensors"])
+
+
+def load_adapter() -> Any:
+    """The demo's Cross-Adapter, as Load Cross-Adapter gives it. Call `pack` first."""
+    from assemble import ADAPTER
+    from atelier.nodes.cross_adapter import open_adapter
+
+    return open_adapter(HOME / "base" / "models" / "cross_adapters" / f"{ADAPTER}.safetensors")

@@ -10,21 +10,19 @@ Three parts, each with figures of its own:
   base with adapter and low-rank weights. The oracle says which things have their colour and their shape, and which
   colours are where the prompt wants them.
 
-The weights without the adapter are not shipped: `python demo/train_adapter.py --control` makes them.
+The weights without the adapter are not shipped: `python demo/train_by_node.py control` makes them.
 With --part, the figures of the other parts stay in the result file as they are.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from _figures import RESULTS, Figure, difference, mean, save, share, show, single
-from _world import HOME, REPO, Checkpoint, load_checkpoint, pack, start_host
+from _figures import RESULTS, Note, difference, mean, run_parts, share, single
+from _world import HOME, REPO, Checkpoint, load_adapter, load_checkpoint, load_llm, pack, start_host
 
 start_host()
 pack()
@@ -36,11 +34,9 @@ import comfy.utils  # noqa: E402
 from _adapter_cost import costs  # noqa: E402
 from _dense_drawing import drawn  # noqa: E402
 from _sheet import save_sheet  # noqa: E402
-from assemble import ADAPTER, ADAPTER_LORA, LLM  # noqa: E402
+from assemble import ADAPTER_LORA  # noqa: E402
 from atelier.attention.cross_adapter import AdapterShape, read_adapter  # noqa: E402
-from atelier.attention.llm_features import LoadedAdapter, encode_pair  # noqa: E402
-from atelier.attention.t5_encoder import load_t5  # noqa: E402
-from atelier.nodes.cross_adapter import open_adapter  # noqa: E402
+from atelier.attention.llm_features import encode_pair  # noqa: E402
 from naive_adapter import naive, random_state  # noqa: E402
 from shapeworld.caption import Description  # noqa: E402
 from shapeworld.dense_trial import long_prompts  # noqa: E402
@@ -52,7 +48,6 @@ from torch import Tensor  # noqa: E402
 PROMPTS = 200
 SHAPES = (AdapterShape(24, 16), AdapterShape(12, 32, 4, layers=2), AdapterShape(40, 64, 8))
 CONTROL = HOME / "base" / "models" / "loras" / "shapeworld-no-adapter.safetensors"
-Note = Callable[[dict[str, Figure]], None]
 Prompts = list[tuple[str, Description]]
 
 
@@ -78,14 +73,6 @@ def costs_part(quick: bool, note: Note) -> None:
         encode_pair(checkpoint.clip.clone(), llm.clone(), adapter, (prompt, ""))
         taken.append((time.perf_counter() - began) * 1000)
     note({"cached_encode_ms": mean(taken, "ms")})
-
-
-def load_llm() -> comfy.sd.CLIP:
-    return load_t5([HOME / "base" / "models" / "text_encoders" / f"{LLM}.safetensors"])
-
-
-def load_adapter() -> LoadedAdapter:
-    return open_adapter(HOME / "base" / "models" / "cross_adapters" / f"{ADAPTER}.safetensors")
 
 
 def with_lora(checkpoint: Checkpoint, name: str) -> Checkpoint:
@@ -152,20 +139,7 @@ PARTS = {"parity": parity_part, "costs": costs_part, "binding": binding_part}
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given again")
-    options = parser.parse_args()
-    figures: dict[str, Figure] = {}
-
-    def note(new: dict[str, Figure]) -> None:
-        figures.update(new)
-        show(new)
-
-    for name in options.part or PARTS:
-        PARTS[name](options.quick, note)
-    if not options.quick:
-        print(f"wrote {save('adapter', figures, keep=options.part is not None)}")
+    run_parts("adapter", __doc__, PARTS)
 
 
 if __name__ == "__main__":

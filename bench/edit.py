@@ -8,8 +8,8 @@ Four parts, each with figures of its own. All use the demo's editor on ShapeWorl
   that does nothing else.
 - edits: 200 held-out edits of one attribute (colour, shape, ground, style), worked on at 192 px: the share done as
   told, and of the things that no edit touches the share that is still there; and how many of those the autoencoder
-  alone keeps. The same at 128 px (`_small`), and with the default intervals of the two scales, which ask the model
-  less.
+  alone keeps. The same at 128 px (`_small`), with the default intervals of the two scales, which ask the model less,
+  and for adding and removing at 128 px.
 - curves: what each method offers of both at 128 px, over its own setting: image scales 1.0 to 2.2 at a text scale of
   7.5 for the editor, the strength for SDEdit, the share of steps for Prompt-to-Prompt. `curve_area` is by the oracle:
   rest kept against edits done. `clip_area` is the paper's figure 8 by the demo's own CLIP, which tells colours well
@@ -21,14 +21,13 @@ With --part, the figures of the other parts stay in the result file as they are.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from _figures import RESULTS, Figure, difference, mean, save, share, show, single
+from _figures import RESULTS, Figure, Note, difference, mean, run_parts, share, single
 from _world import CFG, STEPS, Checkpoint, load_checkpoint, pack, start_host
 
 start_host()
@@ -61,7 +60,6 @@ TEXT_SCALE = 7.5
 BIG, REPEATS = 32, 5
 """Side of the latents that are timed, and how often."""
 
-Note = Callable[[dict[str, Figure]], None]
 Conds = tuple[list, list, list]
 
 
@@ -174,7 +172,7 @@ def edits_part(quick: bool, note: Note) -> None:
     note({"edit_done_interval": share(short.done), "rest_kept_interval": share(short.rest)})
     note({"score_interval_minus_full": difference(short.scores, full.scores, "score")})
     others = edit_trials(QUICK if quick else COUNT // 2, ("add", "remove"))
-    more = judged(others, edited(checkpoint, others, guidance()))
+    more = judged(others, edited(checkpoint, others, guidance(), side=SMALL))
     note({"edit_done_add_remove": share(more.done), "rest_kept_add_remove": share(more.rest)})
     if not quick:
         pairs = [picture for pair in zip(pictures_of(trials[:24]), made[:24], strict=True) for picture in pair]
@@ -267,19 +265,8 @@ PARTS = {"native": native_part, "costs": costs_part, "edits": edits_part, "curve
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given again")
-    options = parser.parse_args()
     comfy.utils.PROGRESS_BAR_ENABLED = False
-
-    def note(figures: dict[str, Figure]) -> None:
-        show(figures)
-        if not options.quick:
-            save("edit", figures, keep=True)
-
-    for name in options.part or PARTS:
-        PARTS[name](options.quick, note)
+    run_parts("edit", __doc__, PARTS)
 
 
 if __name__ == "__main__":

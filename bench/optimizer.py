@@ -18,22 +18,19 @@ With --part, the figures of the other parts stay in the result file as they are.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from _figures import Figure, difference, mean, save, show, single
+from _figures import Figure, Note, difference, mean, run_parts, single
 from _world import HOME, load_checkpoint, pack, start_host
 
 start_host()
 pack()
 
 from _prompt_rewards import Judge, learn_taste, personal, rate  # noqa: E402
-from assemble import POLICY  # noqa: E402
 from atelier.llm.hosting import load_policy  # noqa: E402
 from atelier.llm.optimize import optimize  # noqa: E402
 from atelier.llm.promptist import Policy  # noqa: E402
@@ -43,11 +40,10 @@ from atelier.training.policy_files import save_policy, weights_of  # noqa: E402
 from scorer import overhead  # noqa: E402
 from shapeworld.taste import PEOPLE, engineered_inputs, training_inputs, user_inputs  # noqa: E402
 
-POLICIES = {"sft": POLICY, "rl": f"{POLICY}-rl"}
+POLICIES = {"sft": "shapeworld", "rl": "shapeworld-rl"}
 PROMPTS, PICTURES = 60, 3
 RATED, TASTE_STEPS = 60, 60
 SYNTAX = ("(glowing:1.2)", "[soft]", "<lora:ink:0.8>", "embedding:fine_1", "{big|tall}", r"\(old\)", "BREAK")
-Note = Callable[[dict[str, Figure]], None]
 
 
 def policies() -> dict[str, Policy]:
@@ -152,20 +148,7 @@ PARTS = {"rewards": rewards_part, "guard": guard_part, "costs": costs_part, "tas
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small sample; writes nothing")
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given again")
-    options = parser.parse_args()
-    figures: dict[str, Figure] = {}
-
-    def note(new: dict[str, Figure]) -> None:
-        figures.update(new)
-        show(new)
-
-    for name in options.part or PARTS:
-        PARTS[name](options.quick, note)
-    if not options.quick:
-        print(f"wrote {save('optimizer', figures, keep=options.part is not None)}")
+    run_parts("optimizer", __doc__, PARTS)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from .promptist import Policy, open_policy
 
 FOLDER_KEY = "LLM"
 POLICY_KEY = "prompt_optimizers"
+NO_MODEL = "none installed"
+"""What a list of models offers when it is empty."""
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 HOST_HOOKS = Hooks(
     check=memory.throw_exception_if_processing_interrupted,
@@ -87,8 +89,10 @@ def policy_names() -> list[str]:
 
 def policy_folder(name: str) -> Path | None:
     """The folder of a listed policy, None if it is not there."""
+    if name not in policy_names():
+        return None
     bases = [Path(base) for base in folder_paths.get_folder_paths(POLICY_KEY)]
-    return next((base / name for base in bases if name in policy_names() and (base / name).is_dir()), None)
+    return next((base / name for base in bases if (base / name).is_dir()), None)
 
 
 def _folder_names(key: str, *files: str) -> list[str]:
@@ -112,8 +116,8 @@ def load(folder: Path) -> Callable[[], LocalModel]:
 
     The host moves it out when something else needs the memory, and it goes with the last reference to the result.
     """
-    local = open_model(folder, _dtype(memory.text_encoder_device()))
-    load_model = _hold(local.model)
+    local = open_model(folder, language_dtype())
+    load_model = hold(local.model)
 
     def ready() -> LocalModel:
         load_model()
@@ -124,10 +128,10 @@ def load(folder: Path) -> Callable[[], LocalModel]:
 
 def load_policy(folder: Path) -> Policy:
     """Load the folder of a prompt policy, as `load` does. Raises PolicySetupError."""
-    return open_policy(folder, _hold, HOST_HOOKS)
+    return open_policy(folder, hold, HOST_HOOKS)
 
 
-def _hold(model: ModelT) -> Callable[[], ModelT]:
+def hold(model: ModelT) -> Callable[[], ModelT]:
     """Give a model to the host's memory management; what comes back puts it on its device and returns it."""
     device, offload = memory.text_encoder_device(), memory.text_encoder_offload_device()
     patcher = ModelPatcher(_Held(model), load_device=device, offload_device=offload)
@@ -139,8 +143,9 @@ def _hold(model: ModelT) -> Callable[[], ModelT]:
     return ready
 
 
-def _dtype(device: torch.device) -> torch.dtype:
-    """Half precision where the device computes in it; bfloat16 first, since language models are trained in it."""
+def language_dtype() -> torch.dtype:
+    """Half precision where the text encoders' device computes in it; bfloat16 first, in which most are trained."""
+    device = memory.text_encoder_device()
     if memory.should_use_bf16(device):
         return torch.bfloat16
     return torch.float16 if memory.should_use_fp16(device) else torch.float32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +11,16 @@ import comfy.model_management as memory
 import folder_paths
 import torch
 from comfy.clip_vision import ClipVisionModel
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..feedback.aesthetic import SUFFIXES
 from ..feedback.clip_folder import LAYOUTS, is_model_folder, open_folder
 from ..feedback.open_clip_model import BATCH, OpenClip
 from ..feedback.scorers import weights_version
-from ..llm.hosting import folder_files, register_folder
+from ..llm.hosting import NO_MODEL, folder_files, folder_state, hold, register_folder
 
 FOLDER_KEY, HEADS_KEY = "clip_scorers", "aesthetic_heads"
-NO_MODEL, NO_HEAD = "none installed", "none"
+NO_HEAD = "none"
 
 _open: WeakValueDictionary[str, OpenClip] = WeakValueDictionary()
 """Models that some node's output holds, so that two loaders of one folder share it. It keeps none alive itself."""
@@ -77,29 +75,13 @@ def head_file(name: str) -> Path:
     return file
 
 
-def folder_state(folder: Path) -> str:
-    """Changes when the files of a model do."""
-    return "/".join(str(file.stat().st_mtime_ns) for file in sorted(folder.iterdir()) if file.is_file())
-
-
 def load(folder: Path) -> OpenClip:
     """Load a model folder. The host moves it out when something else needs the memory. Raises ScorerSetupError."""
     key = f"{folder} {folder_state(folder)}"
     model = _open.get(key)
     if model is None:
-        model = _open[key] = open_folder(folder, _hold, memory.throw_exception_if_processing_interrupted)
+        model = _open[key] = open_folder(folder, hold, memory.throw_exception_if_processing_interrupted)
     return model
-
-
-def _hold(model: torch.nn.Module) -> Callable[[], torch.nn.Module]:
-    device, offload = memory.text_encoder_device(), memory.text_encoder_offload_device()
-    patcher = ModelPatcher(model, load_device=device, offload_device=offload)
-
-    def ready() -> torch.nn.Module:
-        memory.load_models_gpu([patcher], force_full_load=True)
-        return model
-
-    return ready
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,14 +25,13 @@ from ..attention.llm_features import (
     hold,
 )
 from ..attention.t5_encoder import load_t5, read_weights
-from ..llm.hosting import folder_files, folder_state, register_folder
+from ..llm.hosting import NO_MODEL, folder_files, folder_state, language_dtype, register_folder
 from ..llm.hosting import model_folder as llm_folder
 from ..llm.hosting import model_names as llm_names
 
 FOLDER_KEY = "cross_adapters"
 EXTENSIONS = {".safetensors", ".pth", ".pt", ".bin"}
 CrossAdapterSocket = io.Custom("ATELIER_CROSS_ADAPTER")
-NOTHING = "none installed"
 IN_FOLDER = "folder: "
 """What stands before the name of a transformers folder in the list of encoders."""
 
@@ -59,7 +58,7 @@ class AtelierLoadCrossAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "adapter",
-                    options=sorted(folder_files(FOLDER_KEY)) or [NOTHING],
+                    options=sorted(folder_files(FOLDER_KEY)) or [NO_MODEL],
                     tooltip="A file in models/cross_adapters: LLM4GEN's projector.pth, ELLA's safetensors, or one "
                     "that Train Cross-Adapter has made.",
                 )
@@ -112,7 +111,7 @@ class AtelierLoadLLMEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "encoder",
-                    options=encoder_names() or [NOTHING],
+                    options=encoder_names() or [NO_MODEL],
                     tooltip="A T5 file in models/text_encoders, or a transformers folder in models/LLM.",
                 )
             ],
@@ -151,7 +150,7 @@ def open_folder(folder: Path) -> CLIP:
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
     if kind == "t5":
         return load_t5(sorted(folder.glob("*.safetensors")), _embeddings())
-    return load_folder(folder)
+    return load_folder(folder, language_dtype())
 
 
 def _embeddings() -> list[str]:

@@ -11,6 +11,7 @@ from ..llm.from_clip import ClipLLM, find_generator
 from ..llm.hosting import (
     FOLDER_KEY,
     HOST_HOOKS,
+    NO_MODEL,
     folder_state,
     load,
     model_folder,
@@ -22,7 +23,6 @@ from ..llm.local import LocalLLM
 from ..llm.server import ServerLLM
 
 LLMSocket = io.Custom(LLM_TYPE)
-NO_MODEL = "none installed"
 
 register_folder()
 

@@ -19,7 +19,7 @@ from ..training.curve import draw_curve, read_log
 from ..training.edit_shards import MANIFEST, read_edits
 from ..training.host_edit import PRECISIONS, EditRun, Watch, auto_precision, train_edits
 from ..training.host_unet import open_edit_checkpoint, opens_alike, save_edit_checkpoint
-from ..training.loop import Plan
+from ..training.loop import STATE, Plan
 from .as_image import as_image
 
 AUTO = "auto"
@@ -176,7 +176,7 @@ def places(name: str, key: str = "checkpoints") -> tuple[Path, Path]:
 
 def check_free(file: Path, folder: Path) -> None:
     """Raise ValueError if the checkpoint is there and is no result of a training in this folder."""
-    if not file.exists() or (folder / "state.pt").exists():
+    if not file.exists() or (folder / STATE).exists():
         return
     raise ValueError(
         f"{file} is there already, and its training is not in {folder}. Choose another name, or move the file away."

@@ -27,7 +27,7 @@ from ..training.curve import draw_curve, read_log
 from ..training.host_edit import Watch
 from ..training.host_prompt_rl import PictureReward
 from ..training.host_unet import digest
-from ..training.loop import Plan
+from ..training.loop import STATE, Plan
 from ..training.policy_curve import draw_policy
 from ..training.policy_files import Weights, copy_model, save_policy, weights_of
 from ..training.prompt_pairs import make_pairs, split_prompt
@@ -155,7 +155,7 @@ class _Training:
         plan = Plan(steps, self.learning_rate, self.seed, warmup=WARMUP)
         run = SupervisedRun(pairs, plan, BATCH, folder)
         weights = fine_tune(self.policy, run, _device(), self._start(), each_step=each_step)
-        if not (self.folder / REINFORCEMENT / "state.pt").exists():  # what was learned later stays
+        if not (self.folder / REINFORCEMENT / STATE).exists():  # what was learned later stays
             self._keep(weights)
         trained = copy_model(self.policy.ready(), weights)
         self.policy = replace(self.policy, ready=lambda: trained)
@@ -215,7 +215,7 @@ def _places(name: str) -> tuple[Path, Path]:
     file, folder = places(name, POLICY_KEY)
     target = file.parent / file.name.removesuffix(".safetensors")
     other = policy_folder(target.name)
-    states = [folder / stage / "state.pt" for stage in (SUPERVISED, REINFORCEMENT)]
+    states = [folder / stage / STATE for stage in (SUPERVISED, REINFORCEMENT)]
     if other is not None and (other.resolve() != target.resolve() or not any(state.exists() for state in states)):
         raise ValueError(f"There is a prompt policy {target.name} already: {other}. Choose another name.")
     return target, folder

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from .loop import LOG
+
 WIDTH, HEIGHT = 768, 432
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 48, 44
 """Margins around the lines, in px."""
@@ -26,7 +28,7 @@ Rows = Sequence[Mapping[str, float]]
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     """The rows of a training's log, oldest first; none if there is no log yet."""
-    file = folder / "log.json"
+    file = folder / LOG
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
 
