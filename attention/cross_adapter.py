@@ -77,6 +77,7 @@ class CrossAdapter(nn.Module):
     def __init__(self, shape: AdapterShape) -> None:
         super().__init__()
         self.shape = shape
+        self.llm_width, self.text_width = shape.llm_width, shape.text_width
         self.CrossFusionModule = nn.ModuleList(CrossFusion(shape) for _ in range(shape.layers))
 
     def forward(self, text: Tensor, llm: Tensor, strength: float = 1.0, mask: Tensor | None = None) -> Tensor:

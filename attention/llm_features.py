@@ -177,7 +177,7 @@ def _state(clip: comfy.sd.CLIP) -> tuple[Hashable, ...]:
 
 def check_width(adapter: LoadedAdapter, values: Tensor) -> None:
     """Raise ValueError unless the features have the width that the adapter takes."""
-    wanted = adapter.module.llm_width if isinstance(adapter.module, TimeResampler) else adapter.module.shape.llm_width
+    wanted = adapter.module.llm_width
     if values.shape[-1] != wanted:
         raise ValueError(
             f"{adapter.name} is made for a language model of width {wanted}, and the connected one's is "
@@ -187,8 +187,7 @@ def check_width(adapter: LoadedAdapter, values: Tensor) -> None:
 
 def check_model(model: comfy.model_patcher.ModelPatcher, adapter: LoadedAdapter) -> None:
     """Raise ValueError unless the model's cross-attention takes tokens of the adapter's width."""
-    module = adapter.module
-    made_for = module.text_width if isinstance(module, TimeResampler) else module.shape.text_width
+    made_for = adapter.module.text_width
     width = model.model.model_config.unet_config.get("context_dim")
     if width != made_for:
         raise ValueError(

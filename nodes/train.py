@@ -69,10 +69,8 @@ class AtelierTrainInstructPix2Pix(io.ComfyNode):
         precision: str = AUTO,
     ) -> io.NodeOutput:
         file, folder = places(name)
-        if precision == AUTO:
-            precision = auto_precision(comfy.model_management.get_torch_device())
         plan = Plan(steps, learning_rate, seed, accumulate)
-        run = EditRun(read_edits(data_folder(dataset)), plan, batch_size, precision, folder)
+        run = EditRun(read_edits(data_folder(dataset)), plan, batch_size, chosen_precision(precision), folder)
         check_free(file, folder)
         with torch.inference_mode(False):
             edit, weights = train_edits(model, clip, vae, run, watch(str(cls.hidden.unique_id), steps))
@@ -141,16 +139,25 @@ def _settings() -> list[io.Input]:
         io.Int.Input(
             "seed", default=0, min=0, max=2**32 - 1, tooltip="What is drawn when. The same seed gives the same result."
         ),
-        io.Combo.Input(
-            "precision",
-            options=[AUTO, *PRECISIONS],
-            default=AUTO,
-            optional=True,
-            advanced=True,
-            tooltip="What the model computes in; its weights are trained in fp32. Auto is the fastest that the device "
-            "is made for.",
-        ),
+        precision_input(),
     ]
+
+
+def precision_input() -> io.Input:
+    return io.Combo.Input(
+        "precision",
+        options=[AUTO, *PRECISIONS],
+        default=AUTO,
+        optional=True,
+        advanced=True,
+        tooltip="What the model computes in; what is trained is in fp32. Auto is the fastest that the device is made "
+        "for.",
+    )
+
+
+def chosen_precision(precision: str) -> str:
+    """The precision of the input above, with what auto means on the host's device."""
+    return auto_precision(comfy.model_management.get_torch_device()) if precision == AUTO else precision
 
 
 def places(name: str, key: str = "checkpoints") -> tuple[Path, Path]:

@@ -16,12 +16,11 @@ from ..training.captions import read_captions
 from ..training.cross_adapter import adapter_file
 from ..training.curve import draw_curve, read_log
 from ..training.host_adapter import AdapterRun, train_adapter
-from ..training.host_edit import PRECISIONS, auto_precision
 from ..training.loop import Plan, replace_file
 from ..training.low_rank import lora_file
 from .as_image import as_image
 from .cross_adapter import FOLDER_KEY, CrossAdapterSocket
-from .train import AUTO, check_free, data_folder, places, watch
+from .train import AUTO, check_free, chosen_precision, data_folder, places, precision_input, watch
 
 
 class AtelierTrainCrossAdapter(io.ComfyNode):
@@ -77,14 +76,12 @@ class AtelierTrainCrossAdapter(io.ComfyNode):
         check_free(file, folder)
         if start is not None and not isinstance(start.module, CrossAdapter):
             raise ValueError("Only LLM4GEN's adapters can be trained further, and the connected one is ELLA's.")
-        if precision == AUTO:
-            precision = auto_precision(comfy.model_management.get_torch_device())
         refined = data_folder(captions) if captions.strip() else None
         run = AdapterRun(
             read_captions(data_folder(dataset, "Write"), resolution, refined),
             Plan(steps, learning_rate, seed),
             batch_size,
-            precision,
+            chosen_precision(precision),
             folder,
             llm_tokens,
             llm_prefix,
@@ -194,15 +191,7 @@ def _more() -> list[io.Input]:
             advanced=True,
             tooltip='What stands before each caption for the language model. RankGen was trained with "pre ".',
         ),
-        io.Combo.Input(
-            "precision",
-            options=[AUTO, *PRECISIONS],
-            default=AUTO,
-            optional=True,
-            advanced=True,
-            tooltip="What the model computes in; what is trained is in fp32. Auto is the fastest that the device is "
-            "made for.",
-        ),
+        precision_input(),
         io.String.Input(
             "captions",
             default="",
