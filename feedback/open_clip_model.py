@@ -27,6 +27,7 @@ HPS_FILES, HPS_MODEL = ("HPS_v2*.pt", "HPS_v2*.safetensors"), "ViT-H-14"
 """The weights of HPS v2 come without a config; this is the model of open_clip that they are for."""
 BATCH = 16
 """Pictures in one pass."""
+TEXTS_KEPT = 64
 
 Hold = Callable[[torch.nn.Module], Callable[[], torch.nn.Module]]
 """Takes a loaded model and returns what puts it on its device."""
@@ -47,6 +48,7 @@ class OpenClip:
     tokenize: Callable[[str], Tensor] = field(repr=False)
     ready: Callable[[], CLIP] = field(repr=False)
     check: Callable[[], None] = field(repr=False)
+    _said: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def encode_images(self, images: Tensor) -> Tensor:
         from PIL import Image
@@ -61,9 +63,15 @@ class OpenClip:
         return torch.cat(out)
 
     def encode_text(self, text: str) -> Tensor:
-        model = self.ready()
-        with torch.inference_mode():
-            return model.encode_text(self.tokenize(text).to(_device(model)), normalize=True)[0].float().cpu()
+        """Unit vector [d]. Those of the last texts are kept: scorers ask for the same one, batch after batch."""
+        if text not in self._said:
+            model = self.ready()
+            with torch.inference_mode():
+                vector = model.encode_text(self.tokenize(text).to(_device(model)), normalize=True)[0].float().cpu()
+            if len(self._said) == TEXTS_KEPT:
+                del self._said[next(iter(self._said))]
+            self._said[text] = vector
+        return self._said[text]
 
 
 def is_open_clip_folder(folder: Path) -> bool:

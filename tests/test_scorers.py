@@ -6,6 +6,7 @@ import json
 import sys
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from assemble import PARTS, SCORER, assemble_scorer, header
-from atelier.feedback.open_clip_model import BATCH, OpenClip, open_model
+from atelier.feedback.open_clip_model import BATCH, TEXTS_KEPT, OpenClip, open_model
 from atelier.feedback.scorers import ClipRelevance, ScorerSetupError, TargetSimilarity, label, weights_version
 from atelier.nodes.clip_models import NO_MODEL
 from atelier.nodes.score import order, report, score_batch
@@ -139,6 +140,24 @@ def test_pictures_are_prepared_and_encoded_as_open_clip_does(folder: Path, clip:
     ours = clip.encode_images(torch.from_numpy(pixels).float() / 255)
     assert torch.allclose(ours, theirs, atol=1e-6) and torch.allclose(clip.encode_text("a red star"), said, atol=1e-6)
     assert torch.allclose(ours.norm(dim=1), torch.ones(3), atol=1e-6)
+
+
+def test_a_text_is_read_once_while_it_is_among_the_last(clip: OpenClip) -> None:
+    read: list[str] = []
+
+    def tokenize(text: str) -> Tensor:
+        read.append(text)
+        return clip.tokenize(text)
+
+    counting = replace(clip, tokenize=tokenize)
+    first = counting.encode_text("a red star")
+    assert torch.equal(counting.encode_text("a red star"), first) and read == ["a red star"]
+    others = [f"a star {number}" for number in range(TEXTS_KEPT)]
+    for text in others:
+        counting.encode_text(text)
+    assert torch.equal(counting.encode_text(others[1]), clip.encode_text(others[1]))
+    assert read == ["a red star", *others] and torch.equal(counting.encode_text("a red star"), first)
+    assert read[-1] == "a red star", "it had made room for a newer one"
 
 
 def test_a_batch_is_scored_as_its_pictures_one_by_one(clip: OpenClip) -> None:
