@@ -17,6 +17,7 @@ from assemble import assemble_head
 from atelier.feedback.aesthetic import Aesthetic, load_head
 from atelier.feedback.combined import combine
 from atelier.feedback.reward import PromptistRelevance, promptist_reward
+from atelier.feedback.scorers import Scorer
 from atelier.feedback.taste import Taste, features, fit_taste
 from atelier.llm.promptist import Policy
 from atelier.training.host_prompt_rl import Drawing, PictureReward
@@ -28,11 +29,10 @@ from shapeworld.taste import COLD, PEOPLE, WORLD, engineered, training_inputs
 from shapeworld.taste import Taste as Rule
 from shapeworld.trial import HELD_OUT, bound
 from torch import Tensor
+from training.policy_rl import ENOUGH, KL_LIMIT, KL_WEIGHT, LEARNING_RATE
 
 STEPS = 10
 """Steps of each picture: few, as in a training."""
-LEARNING_RATE = 3e-4
-"""Of the policy: it is a hundred times smaller than the paper's."""
 WEIGHT = 4.0
 """What a picture that the taste is sure to like is worth more than one that it is sure to dislike."""
 
@@ -55,9 +55,15 @@ class Judge:
 
     def __init__(self, checkpoint: Checkpoint, pictures: int) -> None:
         self.checkpoint, self.pictures = replace(checkpoint, steps=STEPS), pictures
-        self.relevance = PromptistRelevance(clip())
+        self.relevance = PromptistRelevance(clip(), ENOUGH)
         self.aesthetic = Aesthetic(clip(), load_head(assemble_head(HOME / "base" / "models")))
         self._known: dict[tuple[str, int], Tensor] = {}
+
+    def reward(self, scorer: Scorer, pictures: int = 1) -> PictureReward:
+        """What a prompt's pictures gain by a scorer, and how relevant they are: the pack's own, with other noise."""
+        base = self.checkpoint
+        drawing = Drawing(base.model, base.clip, base.vae, base.size, STEPS, base.cfg, "euler", "normal")
+        return PictureReward(drawing, scorer, self.relevance, pictures)
 
     @torch.inference_mode()
     def draw(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -103,10 +109,8 @@ def rate(judge: Judge, rule: Rule, count: int) -> Taste:
 
 def learn_taste(judge: Judge, policy: Policy, taste: Taste, prompts: Sequence[str], steps: int, folder: Path) -> Policy:
     """The policy after reinforcement by relevance and by how sure the taste is to like what is drawn."""
-    base = judge.checkpoint
-    drawing = Drawing(base.model, base.clip, base.vae, base.size, STEPS, base.cfg, "euler", "normal")
-    reward = PictureReward(drawing, combine((taste, WEIGHT)), judge.relevance, pictures=1)
-    plan = ReinforcePlan(steps, "group", learning_rate=LEARNING_RATE)
+    reward = judge.reward(combine((taste, WEIGHT)))
+    plan = ReinforcePlan(steps, "group", learning_rate=LEARNING_RATE, kl_weight=KL_WEIGHT, kl_limit=KL_LIMIT)
     learnt = reinforce(policy, prompts, reward, plan, folder, torch.device("cpu"))
     model = copy_model(policy.ready(), learnt.weights)
     return replace(policy, name=f"{policy.name}, taught", ready=lambda: model)

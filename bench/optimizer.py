@@ -3,9 +3,10 @@
 Four parts, each with figures of its own:
 
 - rewards: the paper's table. Held-out user inputs, what a person with practice would have written for them, and what
-  the policies write, drawn by the base with the same noise, in domain (one thing) and out of domain (two things). The
-  reward is the pack's; content is the oracle's share of the things that are there with colour and shape; marks are the
-  ground truth of `demo/shapeworld/taste.py`, which the aesthetic head was fitted to.
+  the policies write, and the best of the supervised policy's candidates by small pictures of other noise, drawn by
+  the base with the same noise, in domain (one thing) and out of domain (two things). The reward is the pack's;
+  content is the oracle's share of the things that are there with colour and shape; marks are the ground truth of
+  `demo/shapeworld/taste.py`, which the aesthetic head was fitted to.
 - guard: prompts with syntax through the whole optimizer: how many lose a word or a byte of syntax.
 - costs: a cached call of the small policy, 8 beams by 75 tokens; calls at GPT-2 small's size that load the model each
   time, over calls that keep it; scorers over the bare encoder.
@@ -32,7 +33,7 @@ pack()
 
 from _prompt_rewards import Judge, learn_taste, personal, rate  # noqa: E402
 from atelier.llm.hosting import load_policy  # noqa: E402
-from atelier.llm.optimize import optimize  # noqa: E402
+from atelier.llm.optimize import best_of, optimize  # noqa: E402
 from atelier.llm.promptist import Policy  # noqa: E402
 from atelier.llm.syntax import protect  # noqa: E402
 from atelier.llm.words import missing_words  # noqa: E402
@@ -41,7 +42,8 @@ from scorer import overhead  # noqa: E402
 from shapeworld.taste import PEOPLE, engineered_inputs, training_inputs, user_inputs  # noqa: E402
 
 POLICIES = {"sft": "shapeworld", "rl": "shapeworld-rl"}
-PROMPTS, PICTURES = 60, 3
+PROMPTS, PICTURES, TRIED = 60, 3, 2
+"""Prompts; pictures of each that are judged; pictures of each candidate by which the best of n is chosen."""
 RATED, TASTE_STEPS = 60, 60
 SYNTAX = ("(glowing:1.2)", "[soft]", "<lora:ink:0.8>", "embedding:fine_1", "{big|tall}", r"\(old\)", "BREAK")
 
@@ -55,16 +57,25 @@ def written(policy: Policy, texts: list[str]) -> list[str]:
     return [optimize(text, policy, None, 1).prompt for text in texts]
 
 
+def best_written(judge: Judge, policy: Policy, texts: list[str]) -> list[str]:
+    """Of each text's four candidates and the text itself the one whose small pictures are worth most."""
+    reward = judge.reward(judge.aesthetic, TRIED)
+    return [best_of(text, optimize(text, policy, None, 4), reward, 0).prompt for text in texts]
+
+
 def rewards_part(quick: bool, note: Note) -> None:
     judge, count = Judge(load_checkpoint("base"), 1 if quick else PICTURES), 3 if quick else PROMPTS
     content: dict[str, list[float]] = {}
     scores: list[float] = []
     marks: list[float] = []
+    writers = policies()
     for domain in ("in", "out"):
         inputs = user_inputs(count, out_of_domain=domain == "out")
         texts = [text for text, _ in inputs]
         arms = {"input": texts, "human": engineered_inputs(inputs)}
-        arms |= {name: written(policy, texts) for name, policy in policies().items()}
+        arms |= {name: written(policy, texts) for name, policy in writers.items()}
+        arms["best"] = best_written(judge, writers["sft"], texts)
+        rewards: dict[str, list[float]] = {}
         for name, prompts in arms.items():
             found = judge.judge(prompts, inputs)
             note({
@@ -72,10 +83,13 @@ def rewards_part(quick: bool, note: Note) -> None:
                 f"mark_{name}_{domain}": mean([float(np.mean(one.marks)) for one in found], "points"),
                 f"content_{name}_{domain}": mean([one.content for one in found], "%"),
             })  # fmt: skip
+            rewards[name] = [one.reward for one in found]
             content.setdefault(name, []).extend(one.content for one in found)
             scores += [score for one in found for score in one.scores]
             marks += [mark for one in found for mark in one.marks]
-    for name in policies():
+        if {"sft", "rl"} <= rewards.keys():
+            note({f"rl_gain_{domain}": difference(rewards["rl"], rewards["sft"], "points")})
+    for name in (*writers, "best"):
         key = "relevance_change" if name == "rl" else f"relevance_change_{name}"
         note({key: difference(content[name], content["input"], "points")})
     note({"head_correlation": single(float(np.corrcoef(scores, marks)[0, 1]), "", len(marks))})

@@ -1,9 +1,9 @@
 """Puts the demo models together: checkpoints that the stock loader opens, the scorer's open_clip folder, its aesthetic
-head, the prompt policy's folder, the language model of T5's layout, and the Cross-Adapter with its LoRA.
+head, the folders of the prompt policies, the language model of T5's layout, and the Cross-Adapter with its LoRA.
 
 The repository stores what the checkpoints share once: the autoencoder, the text encoder without its unused token
 rows, the base UNet; an expert is a low-rank difference to the base UNet, and the editor a difference in 8 bits. The
-language model, the adapter, its LoRA and the prompt policy are in 8 bits too.
+language model, the adapter, its LoRA and the prompt policies are in 8 bits too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ EXPERTS = ("chalk", "neon", "sticker")
 EDITOR = "edit"
 LEVELS = 127
 """Steps of a stored difference from 0 to the largest of its row."""
-SCORER = HEAD = POLICY = "shapeworld"
+SCORER = HEAD = "shapeworld"
+POLICIES = {"shapeworld": "policy", "shapeworld-rl": "policy_rl"}
+"""Prompt policies and the files of their weights. All write with the first one's vocabulary."""
 LLM, ADAPTER = "shapeworld-t5", "shapeworld"
 ADAPTER_LORA = "shapeworld-adapter"
 VOCABULARY, T5_VOCABULARY = 49408, 32128
@@ -79,21 +81,21 @@ def from_8_bits(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights, fp16, that `in_8_bits` stored."""
     weights = {}
     for name, part in parts.items():
-        step = parts.get(f"{name}.step")
-        if step is not None:
-            weights[name] = (part.float().reshape(len(part), -1) * step[:, None]).view_as(part).half()
+        if f"{name}.step" in parts:
+            weights[name] = _values(parts, name).half()
         elif not name.endswith(".step"):
             weights[name] = part
     return weights
 
 
+def _values(parts: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """A weight of `in_8_bits` in float32."""
+    return (parts[name].float().reshape(len(parts[name]), -1) * parts[f"{name}.step"][:, None]).view_as(parts[name])
+
+
 def add_difference(base: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The base UNet plus such a difference. Input channels that the base does not have start at zero."""
-    added = {}
-    for name in base:
-        change = parts[name].float().reshape(len(parts[name]), -1) * parts[f"{name}.step"][:, None]
-        added[name] = (_like(base[name], parts[name]) + change.view_as(parts[name])).half()
-    return added
+    return {name: (_like(base[name], parts[name]) + _values(parts, name)).half() for name in base}
 
 
 def _like(weight: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -117,17 +119,17 @@ def is_current(file: Path, made_from: str) -> bool:
         return False
 
 
-def fingerprint(parts: Path) -> str:
-    """A hash of the parts and of this script, kept in the header of what they make."""
+def fingerprint(parts: Path, *names: str) -> str:
+    """A hash of these parts and of this script, kept in the header of what they make."""
     digest = hashlib.sha256()
-    for file in [Path(__file__), *sorted(parts.glob("*.safetensors"))]:
+    for file in (Path(__file__), *(parts / f"{name}.safetensors" for name in names)):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 def assemble(models: Path, parts: Path = PARTS) -> list[Path]:
     """Writes the checkpoints into `models/checkpoints` unless they are there already; returns their paths."""
-    folder, made_from = models / "checkpoints", fingerprint(parts)
+    folder = models / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     shared: dict[str, torch.Tensor] = {}
     base = load_file(parts / "base.safetensors")
@@ -135,6 +137,7 @@ def assemble(models: Path, parts: Path = PARTS) -> list[Path]:
     for name in ("base", *EXPERTS, EDITOR):
         file = folder / f"shapeworld-{name}.safetensors"
         out.append(file)
+        made_from = fingerprint(parts, "text", "vae", "base", name)
         if is_current(file, made_from):
             continue
         if not shared:
@@ -151,7 +154,7 @@ def assemble(models: Path, parts: Path = PARTS) -> list[Path]:
 
 def assemble_scorer(models: Path, parts: Path = PARTS) -> Path:
     """Writes the scorer into `models/clip_scorers` unless it is there already; returns its folder."""
-    folder, made_from = models / "clip_scorers" / SCORER, fingerprint(parts)
+    folder, made_from = models / "clip_scorers" / SCORER, fingerprint(parts, "scorer")
     folder.mkdir(parents=True, exist_ok=True)
     file, about = folder / "open_clip_model.safetensors", header(parts / "scorer.safetensors")
     if not is_current(file, made_from):
@@ -163,7 +166,7 @@ def assemble_scorer(models: Path, parts: Path = PARTS) -> Path:
 
 def assemble_head(models: Path, parts: Path = PARTS) -> Path:
     """Writes the scorer's aesthetic head into `models/aesthetic_heads` unless it is there already; returns its path."""
-    file, made_from = models / "aesthetic_heads" / f"{HEAD}.safetensors", fingerprint(parts)
+    file, made_from = models / "aesthetic_heads" / f"{HEAD}.safetensors", fingerprint(parts, "aesthetic")
     file.parent.mkdir(parents=True, exist_ok=True)
     if not is_current(file, made_from):
         part = parts / "aesthetic.safetensors"
@@ -171,28 +174,34 @@ def assemble_head(models: Path, parts: Path = PARTS) -> Path:
     return file
 
 
-def assemble_policy(models: Path, parts: Path = PARTS) -> Path:
-    """Writes the policy into `models/prompt_optimizers` unless it is there already; returns its folder."""
-    folder, made_from = models / "prompt_optimizers" / POLICY, fingerprint(parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    file, about = folder / "model.safetensors", header(parts / "policy.safetensors")
-    if not is_current(file, made_from):
+def assemble_policies(models: Path, parts: Path = PARTS) -> list[Path]:
+    """Writes the policies into `models/prompt_optimizers` unless they are there already; returns their folders."""
+    about, out = header(parts / "policy.safetensors"), []
+    for name, part in POLICIES.items():
+        made_from = fingerprint(parts, "policy", part)
+        folder = models / "prompt_optimizers" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "model.safetensors"
+        out.append(folder)
+        if is_current(file, made_from):
+            continue
         (folder / "config.json").write_text(about["config"], encoding="utf-8")
         (folder / "vocab.json").write_text(about["vocabulary"], encoding="utf-8")
-        weights = from_8_bits(load_file(parts / "policy.safetensors"))
+        weights = from_8_bits(load_file(parts / f"{part}.safetensors"))
         _write(file, weights, {"modelspec.license": about["modelspec.license"], "atelier.parts": made_from})
-    return folder
+    return out
 
 
 def assemble_adapter(models: Path, parts: Path = PARTS) -> list[Path]:
     """Writes the language model, the Cross-Adapter and its LoRA unless they are there already; returns their paths."""
-    made_from, out = fingerprint(parts), []
+    out = []
     for folder, name, part in (
         ("text_encoders", LLM, "t5"), ("cross_adapters", ADAPTER, "adapter"), ("loras", ADAPTER_LORA, "adapter_lora")
     ):  # fmt: skip
         file = models / folder / f"{name}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         out.append(file)
+        made_from = fingerprint(parts, part)
         if is_current(file, made_from):
             continue
         weights = from_8_bits(load_file(parts / f"{part}.safetensors"))
@@ -216,5 +225,5 @@ if __name__ == "__main__":
     assemble(models)
     assemble_scorer(models)
     assemble_head(models)
-    assemble_policy(models)
+    assemble_policies(models)
     assemble_adapter(models)

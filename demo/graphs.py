@@ -18,12 +18,17 @@ from edit_graphs import DEMO_EDITOR, EDIT_TEMPLATES, USER_CHECKPOINT, USER_EDITO
 from graph_parts import NOTE, Graph
 from graph_parts import node as _node
 from graph_parts import note as _note
+from optimizer_graphs import OPTIMIZER_TEMPLATES, USER_HEAD, USER_POLICY
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 DEMO_CHECKPOINT = "shapeworld-base.safetensors"
 DEMO_SCORER = "shapeworld"
 DEMO_SIZE, DEMO_CFG = 128, 4.0
-DEMO_FILES = {USER_CHECKPOINT: DEMO_CHECKPOINT, USER_EDITOR: DEMO_EDITOR}
+DEMO_FILES = {
+    USER_CHECKPOINT: DEMO_CHECKPOINT, USER_EDITOR: DEMO_EDITOR, USER_POLICY: "shapeworld",
+    USER_HEAD: "shapeworld.safetensors",
+}  # fmt: skip
+"""The demo's files in the place of a user's."""
 DEMO_VALUES = {
     "width": DEMO_SIZE, "height": DEMO_SIZE, "cfg": DEMO_CFG, "clip_model": DEMO_SCORER, "resolution": DEMO_SIZE,
     "text_scale": 2.0, "image_scale": 1.2,
@@ -39,6 +44,11 @@ DEMO_NODES: dict[str, dict[str, Any]] = {
     "AtelierLoadLLMEncoder": {"encoder": "shapeworld-t5.safetensors"},
     "AtelierLoadCrossAdapter": {"adapter": "shapeworld.safetensors"},
     "LoraLoaderModelOnly": {"lora_name": "shapeworld-adapter.safetensors"},
+    "AtelierPromptOptimizer": {"size": DEMO_SIZE, "cfg": DEMO_CFG, "sampler_name": "euler", "scheduler": "normal"},
+    "AtelierTrainPromptOptimizer": {
+        "steps": 2, "supervised_steps": 2, "size": DEMO_SIZE, "cfg": DEMO_CFG, "pictures": 1, "sampler_steps": 2,
+        "prompts_per_step": 2, "candidates": 2,
+    },
 }  # fmt: skip
 """The same for single nodes: their files, and enough to see that they run."""
 SIZES = {
@@ -74,8 +84,9 @@ def for_demo(graph: Graph, **changes: Any) -> Graph:
                 unused.discard(name)
         for name, value in DEMO_NODES.get(node["class_type"], {}).items():
             inputs[name] = changes.get(name, value)
-        if "ckpt_name" in inputs and "ckpt_name" not in changes:
-            inputs["ckpt_name"] = DEMO_FILES.get(inputs["ckpt_name"], inputs["ckpt_name"])
+        for name, value in inputs.items():
+            if isinstance(value, str) and name not in changes:
+                inputs[name] = DEMO_FILES.get(value, value)
     if unused:
         raise KeyError(f"no node has the input {', '.join(sorted(unused))}")
     return graph
@@ -313,6 +324,7 @@ TEMPLATES = {
     "session_view": _session_view,
     **EDIT_TEMPLATES,
     **ADAPTER_TEMPLATES,
+    **OPTIMIZER_TEMPLATES,
 }
 
 

@@ -1,9 +1,12 @@
-"""Trains the demo's Cross-Adapter by the pack's own node, over the API of a server that runs, and exports it.
+"""Trains demo models by the pack's own nodes, over the API of a server that runs, and exports them.
 
-    python demo/train_adapter.py --url http://127.0.0.1:8188 [--control]
+    python demo/train_by_node.py adapter --url http://127.0.0.1:8188
+    python demo/train_by_node.py policy --url http://127.0.0.1:8188
+    python demo/train_by_node.py control
 
-The language model has to be there: `python demo/train.py t5`. With --control, the low-rank weights alone are trained
-for as many steps on the same pictures, in this process, to compare with; they are not shipped.
+- adapter: the Cross-Adapter with its LoRA. The language model has to be there: `python demo/train.py t5`.
+- policy: reinforcement of the prompt policy, which has to be there: `python demo/train.py policy`.
+- control: the LoRA alone, for as many steps on the same pictures, in this process, to compare with; it is not shipped.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ REPO = Path(__file__).resolve().parents[1]
 OUT = REPO / "demo" / "models"
 sys.path.append(str(REPO / "bench"))
 
-NAME, CONTROL = "shapeworld", "shapeworld-no-adapter"
-"""The names of both trainings; what is shipped is called so too."""
+NAME, CONTROL = "demo-adapter", "shapeworld-no-adapter"
+"""The names of the adapter's two trainings. No name of what is shipped: a node writes over no model of others."""
+POLICY, LEARNT = "shapeworld", "demo-policy-rl"
+"""The policy to start from, and the name of the training."""
 
 
-def graph(folder: Path, steps: int) -> dict[str, Any]:
+def adapter_graph(folder: Path, steps: int) -> dict[str, Any]:
     """The template's graph, with the settings of the demo's training."""
     from shapeworld.captioned import SEED
     from training.adapter import BATCH, ENTITY_WEIGHT, PEAK, RANK, TOKENS
@@ -43,16 +48,71 @@ def graph(folder: Path, steps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def train_by_node(url: str, folder: Path, output: Path, steps: int) -> None:
+def policy_graph(steps: int) -> dict[str, Any]:
+    """The template's graph, with the settings of the demo's training."""
+    from shapeworld.taste import training_inputs
+
+    from training import policy_rl as plan
+
+    clip = {"clip_model": "shapeworld"}
+    fits = {"scorer": "relevance, as Promptist rewards it", "enough": plan.ENOUGH, **clip}
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "shapeworld-base.safetensors"}},
+        "2": {"class_type": "AtelierLoadPromptPolicy", "inputs": {"policy": POLICY}},
+        "3": {
+            "class_type": "AtelierLoadScorer",
+            "inputs": {"scorer": "aesthetic", "aesthetic_head": "shapeworld.safetensors", **clip},
+        },
+        "4": {"class_type": "AtelierLoadScorer", "inputs": fits},
+        "5": {
+            "class_type": "AtelierTrainPromptOptimizer",
+            "inputs": {
+                "policy": ["2", 0], "prompts": "\n".join(training_inputs(plan.PROMPTS)), "name": LEARNT,
+                "stage": "reinforcement", "steps": steps, "seed": plan.SEED, "model": ["1", 0], "clip": ["1", 1],
+                "vae": ["1", 2], "scorer": ["3", 0], "relevance": ["4", 0], "size": plan.SIDE,
+                "pictures": plan.PICTURES, "sampler_steps": plan.SAMPLER_STEPS, "cfg": plan.CFG,
+                "sampler_name": "euler", "scheduler": "normal", "method": plan.METHOD,
+                "prompts_per_step": plan.AT_ONCE, "candidates": plan.CANDIDATES,
+                "learning_rate": plan.LEARNING_RATE, "kl_weight": plan.KL_WEIGHT, "kl_limit": plan.KL_LIMIT,
+            },
+        },
+    }  # fmt: skip
+
+
+def queue(url: str, graph: dict[str, Any], name: str) -> None:
+    from comfy_api_client import ComfyClient, ProgressLine
+
+    ComfyClient(url, timeout=24 * 3600).queue(graph, ProgressLine(name))
+
+
+def train_policy(url: str, output: Path, steps: int) -> None:
+    """Queues the node, and writes what it made as the small files that the repository ships."""
+    from _world import pack
+    from assemble import in_8_bits
+    from safetensors.torch import load_file, save_file
+    from training.host import use_host
+
+    use_host()
+    pack()
+    from atelier.training.policy_curve import draw_policy
+
+    queue(url, policy_graph(steps), LEARNT)
+    learnt = load_file(output / "prompt_optimizers" / LEARNT / "model.safetensors")
+    save_file(in_8_bits(learnt), OUT / "policy_rl.safetensors", {})
+    log = json.loads((output / "atelier_training" / LEARNT / "reinforcement" / "log.json").read_text(encoding="utf-8"))
+    (OUT / "curves" / "policy_rl.json").write_text(json.dumps({"name": LEARNT, "steps": steps, "log": log}, indent=1))
+    draw_policy("policy_rl", log).save(OUT / "curves" / "policy_rl.png")
+
+
+def train_adapter(url: str, folder: Path, output: Path, steps: int) -> None:
     """Queues the node, and writes what it made as the small files that the repository ships."""
     from assemble import in_8_bits
-    from comfy_api_client import ComfyClient, ProgressLine
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     from training.loop import draw_curve
 
-    ComfyClient(url, timeout=24 * 3600).queue(graph(folder, steps), ProgressLine(NAME))
+    queue(url, adapter_graph(folder, steps), NAME)
     file, lora = (output / kind / f"{NAME}.safetensors" for kind in ("cross_adapters", "loras"))
     with safe_open(file, "pt") as opened:
         about = dict(opened.metadata())
@@ -66,11 +126,10 @@ def train_by_node(url: str, folder: Path, output: Path, steps: int) -> None:
 
 def train_control(folder: Path, work: Path, loras: Path, steps: int) -> None:
     """Trains the low-rank weights without an adapter, in this process."""
-    from _world import load_checkpoint, pack, start_host
+    from _world import load_checkpoint, load_llm, pack, start_host
 
     start_host()
     pack()
-    from adapter import load_llm
     from atelier.training.captions import read_captions
     from atelier.training.host_adapter import AdapterRun, train_adapter
     from atelier.training.host_edit import Watch
@@ -98,24 +157,28 @@ def train_control(folder: Path, work: Path, loras: Path, steps: int) -> None:
 def main() -> None:
     home = Path(os.environ.get("ATELIER_HOME") or REPO / ".atelier")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("adapter", "policy", "control"))
     parser.add_argument("--url", default="http://127.0.0.1:8188", help="the server that trains")
     parser.add_argument("--base", type=Path, default=home / "base", help="the server's base directory")
     parser.add_argument(
         "--work", type=Path, default=home / "training", help="where pictures and unfinished training are"
     )
     parser.add_argument("--steps", type=int, help="train for this many steps instead of the demo's number")
-    parser.add_argument("--control", action="store_true", help="train the comparison without an adapter")
     options = parser.parse_args()
 
     from shapeworld.captioned import make_folder
-    from training.adapter import STEPS
 
-    folder, steps = options.work.resolve() / "captions", options.steps or STEPS
+    from training import adapter, policy_rl
+
+    if options.what == "policy":
+        train_policy(options.url, options.base / "output", options.steps or policy_rl.STEPS)
+        return
+    folder, steps = options.work.resolve() / "captions", options.steps or adapter.STEPS
     make_folder(folder)
-    if options.control:
+    if options.what == "control":
         train_control(folder, options.work, options.base / "models" / "loras", steps)
     else:
-        train_by_node(options.url, folder, options.base / "output", steps)
+        train_adapter(options.url, folder, options.base / "output", steps)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def engineered(content: str, rng: np.random.Generator) -> str:
 
 
 def strange_content(rng: np.random.Generator) -> str:
-    """Words of the world in any order, and words that nobody knows; two to five in all, seldom up to fourteen."""
+    """Words of the world in any order, and words that nobody knows; two to five in all, often up to fourteen."""
     known = [
         *SHAPES,
         *COLOURS,
@@ -153,7 +153,7 @@ def strange_content(rng: np.random.Generator) -> str:
             return str(rng.choice(known))
         return "".join(rng.choice(list(LETTERS), int(rng.integers(2, 7))))
 
-    most = 14 if rng.random() < 0.1 else 5
+    most = 14 if rng.random() < 0.4 else 5
     return " ".join(word() for _ in range(int(rng.integers(2, most + 1))))
 
 

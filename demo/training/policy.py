@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import GPT2LMHeadModel
 
-SEED, STEPS, BATCH, PEAK, PROMPTS = 91, 1_500, 16, 4e-3, 3_000
+SEED, STEPS, BATCH, PEAK, PROMPTS = 91, 12_000, 16, 4e-3, 24_000
 VOCABULARY, POSITIONS = 640, 160
 END = "<|endoftext|>"
 SIZE = {"n_layer": 2, "n_head": 4, "n_embd": 96}
