@@ -29,7 +29,7 @@ from shapeworld.taste import COLD, PEOPLE, WORLD, engineered, training_inputs
 from shapeworld.taste import Taste as Rule
 from shapeworld.trial import HELD_OUT, bound
 from torch import Tensor
-from training.policy_rl import ENOUGH, KL_LIMIT, KL_WEIGHT, LEARNING_RATE
+from training.policy_rl import AT_ONCE, CANDIDATES, ENOUGH, KL_LIMIT, KL_WEIGHT, LEARNING_RATE, METHOD
 
 STEPS = 10
 """Steps of each picture: few, as in a training."""
@@ -110,7 +110,7 @@ def rate(judge: Judge, rule: Rule, count: int) -> Taste:
 def learn_taste(judge: Judge, policy: Policy, taste: Taste, prompts: Sequence[str], steps: int, folder: Path) -> Policy:
     """The policy after reinforcement by relevance and by how sure the taste is to like what is drawn."""
     reward = judge.reward(combine((taste, WEIGHT)))
-    plan = ReinforcePlan(steps, "group", learning_rate=LEARNING_RATE, kl_weight=KL_WEIGHT, kl_limit=KL_LIMIT)
+    plan = ReinforcePlan(steps, METHOD, AT_ONCE, CANDIDATES, LEARNING_RATE, KL_WEIGHT, KL_LIMIT)
     learnt = reinforce(policy, prompts, reward, plan, folder, torch.device("cpu"))
     model = copy_model(policy.ready(), learnt.weights)
     return replace(policy, name=f"{policy.name}, taught", ready=lambda: model)

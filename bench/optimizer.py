@@ -44,7 +44,7 @@ from shapeworld.taste import PEOPLE, engineered_inputs, training_inputs, user_in
 POLICIES = {"sft": "shapeworld", "rl": "shapeworld-rl"}
 PROMPTS, PICTURES, TRIED = 60, 3, 2
 """Prompts; pictures of each that are judged; pictures of each candidate by which the best of n is chosen."""
-RATED, TASTE_STEPS = 60, 60
+RATED, TASTE_STEPS = 60, 50
 SYNTAX = ("(glowing:1.2)", "[soft]", "<lora:ink:0.8>", "embedding:fine_1", "{big|tall}", r"\(old\)", "BREAK")
 
 
