@@ -10,9 +10,9 @@ from graph_parts import Graph, node, note
 USER_LLM, USER_ADAPTER = "flan-t5-xl.safetensors", "my_adapter.safetensors"
 """The adapter's LoRA has its name."""
 
-PROMPT = """The picture shows three shapes on a sand background. There is a red star in the top left. It is small. Its
-surface is plain. Another one is a blue circle on the right. It looks plain. It is small. One of them is a heart at the
-bottom. It lies below the red star. Its colour is green. It is small and plain."""
+PROMPT = """The picture shows three shapes on a sand background. There is a red star in the top left. It is medium. Its
+surface is plain. Another one is a blue circle on the right. It looks plain. It is medium. One of them is a heart at the
+bottom. It lies below the red star. Its colour is green. It is medium. It looks plain."""
 
 HOW_TO_USE = """For long prompts with many things. You need an adapter and the language model it was trained with.
 
