@@ -9,10 +9,10 @@ from graph_parts import Graph, node, note
 
 USER_POLICY, USER_HEAD = "promptist", "sac+logos+ava1-l14-linearMSE.pth"
 PROMPT = "a red heart"
-TRAINED_ON = """a red star, on a night background
-a blue circle, large, in the middle
-a green square, on a sky background
-a yellow triangle, large, on a night background"""
+TRAINED_ON = """a red star, oil painting, highly detailed
+a blue circle, digital art, sharp focus
+a green square, watercolor, soft light
+a yellow triangle, oil painting, sharp focus"""
 
 HOW_TO_OPTIMIZE = """One prompt, drawn twice with the same noise: as you typed it, and as Prompt Optimizer writes it.
 

@@ -173,7 +173,7 @@ def check_widgets(node: dict[str, Any], schema: Schema) -> None:
             if values:
                 assert values.pop(0) == "image"
             continue
-        if name in ("ckpt_name", "clip_model", "encoder", "adapter", "lora_name"):
+        if name in ("ckpt_name", "clip_model", "encoder", "adapter", "lora_name", "policy", "aesthetic_head"):
             assert isinstance(value, str), f"{where}: {value!r} is no file name"  # the user's own model
             continue
         check_value(where, value, kind, options)
