@@ -34,6 +34,8 @@ ADDED_WORDS = 60
 
 
 RewardOf = Callable[[Sequence[tuple[str, str]], int], Sequence[float]]
+"""Takes pairs of a prompt and a candidate, those of one prompt side by side, and a seed; gives a reward for each, NaN
+if there is none."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,7 @@ def best_of(prompt: str, made: Optimized, reward: RewardOf, seed: int) -> Optimi
     A text whose pictures have no score goes behind all others; if none has one, the order stays.
 
     Args:
-        reward: `training.host_prompt_rl.PictureReward`, or anything that takes pairs of a prompt and a candidate, and
-            a seed, and gives a number for each pair, NaN if there is none.
+        reward: `training.host_prompt_rl.PictureReward`, or another.
     """
     texts = {candidate.text: candidate for candidate in (*made.candidates, Candidate(prompt))}
     if len(texts) == 1:

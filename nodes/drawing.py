@@ -30,7 +30,7 @@ def drawing_settings(pictures: int, advanced: bool | None = None) -> list[io.Inp
     return [
         io.Int.Input(
             "size",
-            default=512,
+            default=Drawing.size,
             min=64,
             max=2048,
             step=64,
@@ -49,7 +49,7 @@ def drawing_settings(pictures: int, advanced: bool | None = None) -> list[io.Inp
         ),
         io.Int.Input(
             "sampler_steps",
-            default=8,
+            default=Drawing.steps,
             min=1,
             max=1000,
             optional=True,
@@ -58,7 +58,7 @@ def drawing_settings(pictures: int, advanced: bool | None = None) -> list[io.Inp
         ),
         io.Float.Input(
             "cfg",
-            default=7.0,
+            default=Drawing.cfg,
             min=0.0,
             max=100.0,
             step=0.1,
@@ -69,7 +69,7 @@ def drawing_settings(pictures: int, advanced: bool | None = None) -> list[io.Inp
         io.Combo.Input(
             "sampler_name",
             options=comfy.samplers.KSampler.SAMPLERS,
-            default="dpmpp_2m",
+            default=Drawing.sampler,
             optional=True,
             advanced=True,
             tooltip="The sampler that draws.",
@@ -77,13 +77,17 @@ def drawing_settings(pictures: int, advanced: bool | None = None) -> list[io.Inp
         io.Combo.Input(
             "scheduler",
             options=comfy.samplers.KSampler.SCHEDULERS,
-            default="karras",
+            default=Drawing.scheduler,
             optional=True,
             advanced=True,
             tooltip="The scheduler that draws.",
         ),
         io.String.Input(
-            "negative", default="", optional=True, advanced=True, tooltip="Negative prompt of all pictures."
+            "negative",
+            default=Drawing.negative,
+            optional=True,
+            advanced=True,
+            tooltip="Negative prompt of all pictures.",
         ),
     ]
 
@@ -96,13 +100,13 @@ def picture_reward(
     scorer: Scorer | None,
     relevance: Scorer | None,
     say: Callable[[str], None],
-    size: int = 512,
-    pictures: int = 3,
-    sampler_steps: int = 8,
-    cfg: float = 7.0,
-    sampler_name: str = "dpmpp_2m",
-    scheduler: str = "karras",
-    negative: str = "",
+    pictures: int,
+    size: int = Drawing.size,
+    sampler_steps: int = Drawing.steps,
+    cfg: float = Drawing.cfg,
+    sampler_name: str = Drawing.sampler,
+    scheduler: str = Drawing.scheduler,
+    negative: str = Drawing.negative,
 ) -> PictureReward:
     """The reward of a candidate by its pictures, from the inputs above.
 

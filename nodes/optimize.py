@@ -22,6 +22,8 @@ from .llm import NO_MODEL, LLMSocket
 from .train import watch
 
 PolicySocket = io.Custom(POLICY_TYPE)
+PICTURES = 2
+"""Small pictures of each candidate, if none are asked for."""
 
 register_folder(POLICY_KEY, trained=True)
 
@@ -146,7 +148,7 @@ class AtelierPromptOptimizer(io.ComfyNode):
                     "gain most by this scorer over those of your prompt comes first. Link model, clip and vae too.",
                     "Added to the reward: how well the pictures fit your prompt.",
                 ),
-                *drawing_settings(pictures=2, advanced=True),
+                *drawing_settings(PICTURES, advanced=True),
             ],
             outputs=[
                 io.String.Output("prompt", tooltip="The best candidate; the prompt as it was if there is none."),
@@ -175,6 +177,7 @@ class AtelierPromptOptimizer(io.ComfyNode):
         vae: VAE | None = None,
         scorer: Scorer | None = None,
         relevance: Scorer | None = None,
+        pictures: int = PICTURES,
         **drawing: Any,
     ) -> io.NodeOutput:
         voice = replace(llm, seed=seed) if llm is not None else None
@@ -182,7 +185,7 @@ class AtelierPromptOptimizer(io.ComfyNode):
         if scorer is not None or relevance is not None:
             say = watch(str(cls.hidden.unique_id), 0).say
             reward = picture_reward(
-                "Candidates are drawn and scored.", model, clip, vae, scorer, relevance, say, **drawing
+                "Candidates are drawn and scored.", model, clip, vae, scorer, relevance, say, pictures, **drawing
             )
         made = optimize(prompt, policy, voice, count, beams, strict=on_error == "stop")
         if reward is not None:

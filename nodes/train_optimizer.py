@@ -45,6 +45,8 @@ METHODS: tuple[Method, ...] = ("ppo", "group")
 BATCH = 16
 """Pairs in a batch of the supervised stage."""
 WARMUP = 20
+PICTURES = 3
+"""Of each candidate, as in the paper."""
 
 
 class AtelierTrainPromptOptimizer(io.ComfyNode):
@@ -99,16 +101,15 @@ class AtelierTrainPromptOptimizer(io.ComfyNode):
         learning_rate: float = 5e-5,
         kl_weight: float = 0.2,
         kl_limit: float = 10.0,
+        pictures: int = PICTURES,
         **drawing: Any,
     ) -> io.NodeOutput:
         told = watch(str(cls.hidden.unique_id), steps)
         training = _Training(policy, *_places(name), _read_prompts(prompts), seed, learning_rate, told)
         if stage != SUPERVISED:
             plan = ReinforcePlan(steps, method, prompts_per_step, candidates, learning_rate, kl_weight, kl_limit, seed)
-            reward = picture_reward(
-                "Reinforcement learning draws and scores pictures.", model, clip, vae, scorer, relevance, told.say,
-                **drawing,
-            )  # fmt: skip
+            why = "Reinforcement learning draws and scores pictures."
+            reward = picture_reward(why, model, clip, vae, scorer, relevance, told.say, pictures, **drawing)
         comfy.model_management.unload_all_models()
         with torch.inference_mode(False):
             if stage != REINFORCEMENT:
@@ -281,7 +282,7 @@ def _pictures() -> list[io.Input]:
         LLMSocket.Input(
             "llm", optional=True, tooltip="Rephrases good prompts as a beginner would, for more supervised pairs."
         ),
-        *drawing_settings(pictures=3),
+        *drawing_settings(PICTURES),
     ]
 
 

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from atelier.llm.optimize import ADDED_WORDS, MAX_CHARACTERS, best_of, optimize
 from atelier.llm.promptist import Policy, Rephrased, open_policy
 from atelier.llm.syntax import protect
 from atelier.llm.words import missing_words
+from atelier.nodes.drawing import picture_reward
+from atelier.nodes.optimize import AtelierPromptOptimizer
+from atelier.nodes.train_optimizer import AtelierTrainPromptOptimizer
 from comfy_api_client import ComfyClient, GraphError
 from scripted_llm import Scripted, replying
 
@@ -376,6 +380,14 @@ def test_the_best_of_n_is_the_one_whose_pictures_are_worth_most(
         value = of[one.text.split()[-1]]
         assert one.scores.get("reward", NAN) == pytest.approx(value, nan_ok=True)
         assert ("beam" in one.scores) == (one.text != "a fox")
+
+
+@pytest.mark.parametrize("node", [AtelierPromptOptimizer, AtelierTrainPromptOptimizer])
+def test_what_is_left_out_of_a_request_has_the_default_that_is_shown(node: type) -> None:
+    shown = {one.id: one.default for one in node.define_schema().inputs if hasattr(one, "default")}
+    names = ("pictures", "size", "sampler_steps", "cfg", "sampler_name", "scheduler", "negative")
+    taken = {**signature(picture_reward).parameters, **signature(node.execute).parameters}
+    assert {name: taken[name].default for name in names} == {name: shown[name] for name in names}
 
 
 def test_with_nothing_to_choose_from_nothing_is_drawn() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..llm.optimize import RewardOf
 from ..llm.promptist import BEAMS, NEW_TOKENS, Policy
 from .loop import read_state, write_state
 from .policy_files import Weights, copy_model, load_weights, weights_of
@@ -39,10 +40,6 @@ ROWS_AT_ONCE = 8
 """Candidates that go through the policy together when it learns. Their probabilities of all tokens need memory."""
 MAX_NORM = 1.0
 """Longest gradient."""
-
-RewardOf = Callable[[Sequence[tuple[str, str]], int], Sequence[float]]
-"""Takes pairs of a prompt and a candidate, those of one prompt side by side, and a seed; gives a reward for each, NaN
-if there is none."""
 
 
 @dataclass(frozen=True)
