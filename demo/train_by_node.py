@@ -85,23 +85,29 @@ def queue(url: str, graph: dict[str, Any], name: str) -> None:
     ComfyClient(url, timeout=24 * 3600).queue(graph, ProgressLine(name))
 
 
+def copy_log(training: Path, name: str, steps: int) -> Path:
+    """The log of a node's training among the curves that are shipped; returns its file."""
+    log = json.loads((training / "log.json").read_text(encoding="utf-8"))
+    curve = OUT / "curves" / f"{name}.json"
+    curve.write_text(json.dumps({"name": name, "steps": steps, "log": log}, indent=1), encoding="utf-8")
+    return curve
+
+
 def train_policy(url: str, output: Path, steps: int) -> None:
     """Queues the node, and writes what it made as the small files that the repository ships."""
-    from _world import pack
     from assemble import in_8_bits
     from safetensors.torch import load_file, save_file
-    from training.host import use_host
+    from training.host import use_pack
 
-    use_host()
-    pack()
+    use_pack()
     from atelier.training.policy_curve import draw_policy
 
     queue(url, policy_graph(steps), LEARNT)
     learnt = load_file(output / "prompt_optimizers" / LEARNT / "model.safetensors")
     save_file(in_8_bits(learnt), OUT / "policy_rl.safetensors", {})
-    log = json.loads((output / "atelier_training" / LEARNT / "reinforcement" / "log.json").read_text(encoding="utf-8"))
-    (OUT / "curves" / "policy_rl.json").write_text(json.dumps({"name": LEARNT, "steps": steps, "log": log}, indent=1))
-    draw_policy("policy_rl", log).save(OUT / "curves" / "policy_rl.png")
+    curve = copy_log(output / "atelier_training" / LEARNT / "reinforcement", "policy_rl", steps)
+    log = json.loads(curve.read_text(encoding="utf-8"))["log"]
+    draw_policy("policy_rl", log).save(curve.with_suffix(".png"))
 
 
 def train_adapter(url: str, folder: Path, output: Path, steps: int) -> None:
@@ -118,9 +124,7 @@ def train_adapter(url: str, folder: Path, output: Path, steps: int) -> None:
         about = dict(opened.metadata())
     save_file(in_8_bits(load_file(file)), OUT / "adapter.safetensors", about)
     save_file(in_8_bits(load_file(lora)), OUT / "adapter_lora.safetensors", {})
-    log = json.loads((output / "atelier_training" / NAME / "log.json").read_text(encoding="utf-8"))
-    curve = OUT / "curves" / "adapter.json"
-    curve.write_text(json.dumps({"name": "adapter", "steps": steps, "log": log}, indent=1), encoding="utf-8")
+    curve = copy_log(output / "atelier_training" / NAME, "adapter", steps)
     draw_curve(curve, curve.with_suffix(".png"))
 
 

@@ -6,7 +6,6 @@ The map of the whole chain comes first, by ridge regression on rendered pictures
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from shapeworld.scene import random_scene
 from shapeworld.taste import WORLD
 from shapeworld.trial import BLUR, NOISE
 
-from .host import REPO, use_host
+from .host import use_pack
 from .scorer import CONFIG
 
 SEED, PICTURES, CHECKED = 95, 1_000, 200
@@ -48,11 +47,7 @@ def picture_of(number: int) -> tuple[np.ndarray, float]:
 
 def make_data(work: Path, parts: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings [n, 128] of the pictures by the scorer in `parts`, kept in `work/aesthetic.pt`, and marks [n]."""
-    sys.path.insert(0, str(REPO / "bench"))
-    use_host()
-    from _world import pack
-
-    pack()
+    use_pack()
     from atelier.feedback.open_clip_model import open_model
 
     clip = open_model(assemble_scorer(work / "models", parts), lambda model: lambda: model)

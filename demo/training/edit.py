@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from shapeworld.edit import apply_edit, random_edit, read_edit, write_edit
 from shapeworld.scene import Scene, random_scene
 
 from .experts import load_base
-from .host import REPO, device, use_host
+from .host import device, use_pack
 from .text import Tokens
 from .unet import encode_scenes, new_unet
 from .vae import LATENT_SCALE
@@ -50,13 +49,8 @@ def make_latents(work: Path, pairs: list[Pair]) -> torch.Tensor:
 
 def train_edit(work: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
     """Trains the widened base UNet, and returns its averaged weights; the text encoder stays as it is."""
-    use_host()
+    use_pack()
     import comfy.model_sampling
-
-    sys.path.insert(0, str(REPO / "bench"))
-    from _world import pack
-
-    pack()
     from atelier.training.instruct_pix2pix import FIRST, EditLatents, edit_loss, widen
     from atelier.training.loop import Plan, train
 

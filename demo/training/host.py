@@ -23,6 +23,17 @@ def use_host() -> None:
     args.cpu = not torch.cuda.is_available()
 
 
+def use_pack() -> None:
+    """Makes the node pack importable as `atelier`, and the host with it."""
+    use_host()
+    bench = str(REPO / "bench")
+    if bench not in sys.path:
+        sys.path.insert(0, bench)
+    from _world import pack
+
+    pack()
+
+
 def initialise(module: torch.nn.Module) -> None:
     """Gives every layer torch's own initial weights; the host's layers skip that step."""
     for layer in module.modules():

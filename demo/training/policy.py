@@ -6,7 +6,6 @@ It is trained from nothing on the pack's own pairs, so the loop is the pack's fo
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import torch
 from shapeworld.taste import MODIFIERS, training_prompts
 from torch.nn.functional import cross_entropy
 
-from .host import REPO, use_host
+from .host import use_pack
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -98,11 +97,7 @@ def batch(rows: list[Row], rng: np.random.Generator) -> tuple[torch.Tensor, torc
 
 def train_policy(work: Path, steps: int = STEPS) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Trains from nothing; the averaged weights of the model's body, and its config and vocabulary as JSON."""
-    sys.path.insert(0, str(REPO / "bench"))
-    use_host()
-    from _world import pack
-
-    pack()
+    use_pack()
     from atelier.training.loop import Plan, train
 
     found = pairs()
