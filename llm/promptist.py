@@ -18,6 +18,7 @@ from torch import Tensor
 from .backend import Hooks
 from .beam_search import Step, beam_search
 from .gpt2_files import PolicySetupError, read_config, read_model, read_tokenizer
+from .gpt2_reading import Reading
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -102,27 +103,19 @@ class Policy:
         found = beam_search(first, step, len(tokens), beams, self.new_tokens, self.end)
         return [Rephrased(self.text_of(beam.tokens), beam.log_probability, beam.score) for beam in found]
 
-    @torch.inference_mode()
     def _steps(self, tokens: list[int]) -> tuple[Tensor, Step]:
         """Log-probabilities [vocabulary] after the prompt, and what gives those of each next token."""
-        from transformers import DynamicCache
-
-        model, cache = self.ready(), DynamicCache()
+        reading = Reading(self.ready())
         show, written = self.hooks.progress(self.new_tokens), 0
-
-        def read(words: Tensor) -> Tensor:
-            hidden = model.transformer(input_ids=words, past_key_values=cache, use_cache=True).last_hidden_state
-            return model.lm_head(hidden[:, -1]).float().log_softmax(dim=-1)
 
         def step(rows: Tensor, words: Tensor) -> Tensor:
             nonlocal written
             self.hooks.check()
             written += 1
             show(written)
-            cache.reorder_cache(rows)
-            return read(words[:, None])
+            return reading.step(rows, words)
 
-        return read(torch.tensor([tokens], device=model.device))[0], step
+        return reading.first(tokens), step
 
 
 def open_policy(folder: Path, hold: Callable[[GPT2LMHeadModel], Callable[[], GPT2LMHeadModel]], hooks: Hooks) -> Policy:

@@ -136,10 +136,18 @@ def test_it_stops_when_nothing_better_can_come() -> None:
     assert 0 < steps < 10
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_policy_searches_as_the_published_one_did(seed: int, tmp_path: Path) -> None:
-    """With a model that often ends, on its cache, against every text read anew."""
-    model = small.small_model(seed, n_positions=32)
+@pytest.mark.parametrize(
+    ("seed", "config"),
+    [
+        (1, {}),
+        (2, {}),
+        (1, {"scale_attn_by_inverse_layer_idx": True, "activation_function": "relu"}),
+        (2, {"scale_attn_weights": False, "n_inner": 40, "layer_norm_epsilon": 1e-2}),
+    ],
+)
+def test_the_policy_searches_as_the_published_one_did(seed: int, config: dict[str, object], tmp_path: Path) -> None:
+    """With a model that often ends, on what was kept of the tokens read, against the library on every text anew."""
+    model = small.small_model(seed, n_positions=32, **config)
     with torch.no_grad():  # the end is likely after some tokens, unlikely after others
         model.transformer.ln_f.bias += 2.0 * model.transformer.wte.weight[-1]
     policy = opened(small.save_policy(tmp_path / "often", model))
