@@ -7,7 +7,7 @@ The folder holds `open_clip_config.json` and the weights, as model hubs offer it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ from .scorers import ScorerSetupError, weights_version
 
 if TYPE_CHECKING:
     from open_clip import CLIP
+    from PIL.Image import Image
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
@@ -27,6 +28,8 @@ HPS_FILES, HPS_MODEL = ("HPS_v2*.pt", "HPS_v2*.safetensors"), "ViT-H-14"
 """The weights of HPS v2 come without a config; this is the model of open_clip that they are for."""
 BATCH = 16
 """Pictures in one pass."""
+CHANGED_AT_ONCE = 2**20
+"""Numbers of pictures that become bytes at once."""
 TEXTS_KEPT = 64
 
 Hold = Callable[[torch.nn.Module], Callable[[], torch.nn.Module]]
@@ -51,13 +54,11 @@ class OpenClip:
     _said: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        from PIL import Image
-
         model, out = self.ready(), []
+        each, together = _in_two(self.prepare)
         for part in images.split(BATCH):
             self.check()
-            pixels = (part * 255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu().numpy()
-            batch = torch.stack([self.prepare(Image.fromarray(picture)) for picture in pixels])
+            batch = together(torch.stack([each(picture) for picture in _pictures(part)]))
             with torch.inference_mode():
                 out.append(model.encode_image(batch.to(_device(model)), normalize=True).float().cpu())
         return torch.cat(out)
@@ -157,6 +158,25 @@ def _check_config(folder: Path) -> None:
             f"The text tower of {folder.name} is {elsewhere}, which open_clip would fetch from the network. "
             "Take a model that is whole in its folder."
         )
+
+
+def _pictures(images: Tensor) -> Iterator[Image]:
+    """Pictures [n, height, width, 3] in 0..1 as those of Pillow. Large ones are changed one by one: new memory for
+    all of them would take longer than the arithmetic."""
+    from PIL import Image
+
+    for part in images.split(max(1, CHANGED_AT_ONCE // images[0].numel())):
+        yield from map(Image.fromarray, (part * 255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu().numpy())
+
+
+def _in_two(prepare: Callable[[Any], Tensor]) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
+    """A preparation as what is done to each picture, and what can be done to a batch: open_clip's last step."""
+    from torchvision.transforms import Compose, Normalize
+
+    steps = getattr(prepare, "transforms", [None])
+    if isinstance(steps[-1], Normalize):
+        return Compose(steps[:-1]), steps[-1]
+    return prepare, lambda batch: batch
 
 
 def _device(model: CLIP) -> torch.device:
