@@ -32,19 +32,19 @@ def test_advantages_by_hand() -> None:
 
 
 def test_ppo_targets_by_hand() -> None:
-    """Two texts of two tokens and one, without values: the reward comes last, the KL term at each token."""
+    """Two texts of two tokens and one: the reward comes last, the KL term at each token; 1, 0.5, 0.25 are expected."""
     gaps = [torch.tensor([1.0, -1.0]), torch.tensor([0.5])]
-    advantages, returns = ppo_targets([2.0, 1.0], gaps, [torch.zeros(2), torch.zeros(1)], 0.2)
-    wanted = torch.tensor([-0.2 + 0.95 * 2.2, 2.2, 0.9])
-    torch.testing.assert_close(returns, wanted)
+    advantages, returns = ppo_targets([2.0, 1.0], gaps, [torch.tensor([1.0, 0.5]), torch.tensor([0.25])], 0.2)
+    wanted = torch.tensor([-0.2 + 0.5 - 1 + 0.95 * (2.2 - 0.5), 2.2 - 0.5, 0.9 - 0.25])
+    torch.testing.assert_close(returns, wanted + torch.tensor([1.0, 0.5, 0.25]))
     torch.testing.assert_close(advantages, (wanted - wanted.mean()) / wanted.std(correction=0))
 
 
 def test_group_targets_by_hand() -> None:
-    """Rewards 1 and 3 less 0.2 nats of 5 in all are 1 and 2; the groups know nothing of each other."""
-    gaps = [torch.zeros(2), torch.tensor([5.0]), torch.zeros(1), torch.zeros(1)]
+    """Rewards 1 and 3 less 0.2 for each of 15 nats are 1 and 0; the groups know nothing of each other."""
+    gaps = [torch.zeros(2), torch.tensor([15.0]), torch.zeros(1), torch.zeros(1)]
     found = group_targets([1.0, 3.0, 7.0, 7.0], gaps, [0, 0, 1, 1], 0.2)
-    torch.testing.assert_close(found, torch.tensor([-1.0, -1.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0, -1.0, 0.0, 0.0]))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def folder_reward() -> Callable[[Pairs, int], list[float]]:
 
 
 def test_only_a_better_policy_is_kept(taught: Policy, tmp_path: Path) -> None:
-    """Rewards fall after the second step: what was kept then stays."""
+    """Rewards fall after the second step: what was kept then stays. A score is the reward less the KL term."""
     kept, calls = [], 0
 
     def falling(pairs: Pairs, seed: int) -> list[float]:
@@ -207,8 +207,26 @@ def test_only_a_better_policy_is_kept(taught: Policy, tmp_path: Path) -> None:
         calls += 1
         return [float(-calls - len(text) / 100) for _, text in pairs]
 
-    found = run(taught, tmp_path, plan(6), falling, keep=kept.append)
-    assert len(kept) == 1 and found.weights is kept[0]
+    rows: list[dict[str, float]] = []
+    slow = plan(6, learning_rate=1e-4, kl_weight=0.5)
+    found = run(taught, tmp_path, slow, falling, keep=kept.append, progress=lambda n, row, _: rows.append(row))
+    assert len(rows) == 6 and len(kept) == 1 and found.weights is kept[0]
+    assert rows[1]["kl"] > 0.01
+    assert found.score == pytest.approx(sum(row["reward"] - 0.5 * row["kl"] for row in rows[:2]) / 2)
+
+
+@pytest.mark.parametrize(("steps", "times"), [(5, 1), (6, 2)])
+def test_few_steps_at_the_end_say_too_little(taught: Policy, tmp_path: Path, steps: int, times: int) -> None:
+    """Saved every four steps, and worth more and more: one step more is not enough for a new policy, two are."""
+    kept, calls = [], 0
+
+    def rising(pairs: Pairs, seed: int) -> list[float]:
+        nonlocal calls
+        calls += 1
+        return [float(calls + len(text) / 100) for _, text in pairs]
+
+    found = run(taught, tmp_path, plan(steps, learning_rate=1e-4, save_every=4), rising, keep=kept.append)
+    assert found.steps == steps and len(kept) == times
 
 
 def test_bad_input_is_told(taught: Policy, tmp_path: Path) -> None:
