@@ -111,6 +111,11 @@ def plan(steps: int = 6, **changes: Any) -> ReinforcePlan:
     return ReinforcePlan(steps, **{**given, **changes})
 
 
+def slow(steps: int, **changes: Any) -> ReinforcePlan:
+    """A plan that stays far from its KL limit."""
+    return plan(steps, learning_rate=1e-4, **changes)
+
+
 def run(policy: Policy, folder: Path, of: ReinforcePlan, reward: Any = likes_oil, **more: Any) -> Reinforced:
     return reinforce(policy, [PROMPT], reward, of, folder, CPU, **more)
 
@@ -170,32 +175,64 @@ class Stopped(BaseException):
 
 @pytest.mark.parametrize("where", ["reward", "progress"])
 def test_interrupted_and_resumed_is_uninterrupted(taught: Policy, tmp_path: Path, where: str) -> None:
-    whole = run(taught, tmp_path / "whole", plan(), folder_reward())
-    calls, kept = 0, []
+    """Cut in the middle of the last two steps, which are the best."""
+    whole = run(taught, tmp_path / "whole", slow(4), Rising())
+    kept, reward = [], Rising()
 
-    def reward(pairs: Pairs, seed: int) -> list[float]:
-        nonlocal calls
-        calls += 1
-        if where == "reward" and calls == 4:
+    def cut(pairs: Pairs, seed: int) -> list[float]:
+        if where == "reward" and reward.calls == 3:
             raise Stopped
-        return folder_reward()(pairs, seed)
+        return reward(pairs, seed)
 
     def progress(step: int, *_: Any) -> None:
-        if where == "progress" and step == 3 and calls == 3:
+        if where == "progress" and step == 3:
             raise Stopped
 
     with pytest.raises(Stopped):
-        run(taught, tmp_path / "cut", plan(), reward, progress=progress, keep=kept.append)
+        run(taught, tmp_path / "cut", slow(4), cut, progress=progress, keep=kept.append)
     assert len(kept) == 1
     assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == 3
-    found = run(taught, tmp_path / "cut", plan(), reward, keep=kept.append)
-    assert same(found, whole) and found.score == whole.score
+    found = run(taught, tmp_path / "cut", slow(4), reward, keep=kept.append)
+    assert same(found, whole) and found.score == whole.score and len(kept) == 2
     assert (tmp_path / "cut" / "log.json").read_text() == (tmp_path / "whole" / "log.json").read_text()
 
 
-def folder_reward() -> Callable[[Pairs, int], list[float]]:
-    """A reward that depends on the seed too."""
-    return lambda pairs, seed: [len(text) / 50 + seed % 7 for _, text in pairs]
+class Rising:
+    """A reward that depends on the seed too, and is higher at each step."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, pairs: Pairs, seed: int) -> list[float]:
+        self.calls += 1
+        return [10 * self.calls + len(text) / 50 + seed % 7 for _, text in pairs]
+
+
+def test_a_step_that_fails_half_way_is_not_saved(taught: Policy, tmp_path: Path) -> None:
+    """The reward of the fourth step is a number, and too large to learn from."""
+    rising = Rising()
+
+    def huge(pairs: Pairs, seed: int) -> list[float]:
+        given = rising(pairs, seed)
+        return [1e300, *given[1:]] if rising.calls == 4 else given
+
+    with pytest.raises(ValueError, match="gradient of step 4 is not a finite number"):
+        run(taught, tmp_path, slow(6), huge)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_the_length_limit_is_drawn_anew_for_each_step(
+    taught: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+
+    def watched(model: Any, prompts: Any, groups: int, longest: int, *rest: Any) -> list[list[list[int]]]:
+        limits.append(longest)
+        return diverse_beams(model, prompts, groups, longest, *rest)
+
+    monkeypatch.setattr("atelier.training.prompt_rl.diverse_beams", watched)
+    run(taught, tmp_path, slow(4))
+    assert len(limits) == 4 and len(set(limits)) > 1 and min(limits) >= 15 and max(limits) <= 75
 
 
 def test_only_a_better_policy_is_kept(taught: Policy, tmp_path: Path) -> None:
@@ -208,8 +245,8 @@ def test_only_a_better_policy_is_kept(taught: Policy, tmp_path: Path) -> None:
         return [float(-calls - len(text) / 100) for _, text in pairs]
 
     rows: list[dict[str, float]] = []
-    slow = plan(6, learning_rate=1e-4, kl_weight=0.5)
-    found = run(taught, tmp_path, slow, falling, keep=kept.append, progress=lambda n, row, _: rows.append(row))
+    of = slow(6, kl_weight=0.5)
+    found = run(taught, tmp_path, of, falling, keep=kept.append, progress=lambda n, row, _: rows.append(row))
     assert len(rows) == 6 and len(kept) == 1 and found.weights is kept[0]
     assert rows[1]["kl"] > 0.01
     assert found.score == pytest.approx(sum(row["reward"] - 0.5 * row["kl"] for row in rows[:2]) / 2)
@@ -218,14 +255,8 @@ def test_only_a_better_policy_is_kept(taught: Policy, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("steps", "times"), [(5, 1), (6, 2)])
 def test_few_steps_at_the_end_say_too_little(taught: Policy, tmp_path: Path, steps: int, times: int) -> None:
     """Saved every four steps, and worth more and more: one step more is not enough for a new policy, two are."""
-    kept, calls = [], 0
-
-    def rising(pairs: Pairs, seed: int) -> list[float]:
-        nonlocal calls
-        calls += 1
-        return [float(calls + len(text) / 100) for _, text in pairs]
-
-    found = run(taught, tmp_path, plan(steps, learning_rate=1e-4, save_every=4), rising, keep=kept.append)
+    kept: list[Any] = []
+    found = run(taught, tmp_path, slow(steps, save_every=4), Rising(), keep=kept.append)
     assert found.steps == steps and len(kept) == times
 
 

@@ -90,7 +90,7 @@ def diverse_beams(
     written: list[Tensor] = []
     for number in range(longest):
         check()
-        words = _diverse_words(following.view(count, groups, -1), running).where(running, end)
+        words = _diverse_words(following.view(count, groups, -1), running)
         written.append(words)
         running = running & (words != end)
         if number + 1 == longest or not running.any():
