@@ -41,6 +41,7 @@ def rephrases(content: str, prompt: str) -> Scripted:
         (LIGHTHOUSE, "a lighthouse on a rock, two gulls", 4),
         ("oil painting of a fox, two gulls", "oil painting of a fox, two gulls", 0),
         ("a fox, in the style of Monet, a hill", "a fox", 2),
+        ("a fox, by Claude Monet", "a fox", 1),
         ("a fox", "a fox", 0),
         ("", "", 0),
     ],

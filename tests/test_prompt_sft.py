@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def test_interrupted_and_resumed_is_uninterrupted(policy: Policy, tmp_path: Path
 
 
 def test_bad_input_is_told(policy: Policy, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="A batch needs 1 pair or more"):
+        replace(run(tmp_path), batch=0)
     for pairs in ([], [Pair("long " * 300, "long " * 300 + ", oil painting", "trim")]):
         with pytest.raises(ValueError, match="There is no pair to learn from"):
             tune(policy, run(tmp_path, pairs=pairs))
