@@ -128,9 +128,17 @@ def _settings() -> list[io.Input]:
             max=1024,
             tooltip="How many batches make one step. Costs time in place of memory.",
         ),
+        *rate_and_seed(5e-5),
+        precision_input(),
+    ]
+
+
+def rate_and_seed(rate: float) -> list[io.Input]:
+    """How fast to learn, with `rate` as the default, and what decides the draws."""
+    return [
         io.Float.Input(
             "learning_rate",
-            default=5e-5,
+            default=rate,
             min=1e-8,
             max=1.0,
             step=1e-8,
@@ -139,7 +147,6 @@ def _settings() -> list[io.Input]:
         io.Int.Input(
             "seed", default=0, min=0, max=2**32 - 1, tooltip="What is drawn when. The same seed gives the same result."
         ),
-        precision_input(),
     ]
 
 

@@ -20,7 +20,7 @@ from ..training.loop import Plan, replace_file
 from ..training.low_rank import lora_file
 from .as_image import as_image
 from .cross_adapter import FOLDER_KEY, CrossAdapterSocket
-from .train import AUTO, check_free, chosen_precision, data_folder, places, precision_input, watch
+from .train import AUTO, check_free, chosen_precision, data_folder, places, precision_input, rate_and_seed, watch
 
 
 class AtelierTrainCrossAdapter(io.ComfyNode):
@@ -134,15 +134,7 @@ def _settings() -> list[io.Input]:
     return [
         io.Int.Input("steps", default=2000, min=1, max=1_000_000, tooltip="How often the weights change."),
         io.Int.Input("batch_size", default=4, min=1, max=1024, tooltip="Pictures learned from at once. Costs memory."),
-        io.Float.Input(
-            "learning_rate",
-            default=1e-4,
-            min=1e-8,
-            max=1.0,
-            step=1e-8,
-            tooltip="How far a step changes the weights. It rises over 100 steps and then falls to a fiftieth.",
-        ),
-        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="What is drawn when."),
+        *rate_and_seed(1e-4),
     ]
 
 
