@@ -79,7 +79,7 @@ def measure(n: int) -> dict[str, Figure]:
         "right_of_8": share(found(n, False)),
         "right_of_8_near": share(found(n, True)),
         "scorer_overhead": mean(overhead(n // 4), "times"),
-        "scorer_overhead_1024": mean(overhead(n // 40, 1024), "times"),
+        "scorer_overhead_1024": mean(overhead(max(2, n // 40), 1024), "times"),
     }
     show(figures)
     return figures
