@@ -11,10 +11,7 @@ from .dense import dense_scene, write_dense
 from .render import render
 from .scene import Scene, random_scene
 
-SEED, PICTURES, DENSE_SHARE = 82, 6_000, 0.5
-SINGLE_SHARE = 0.7
-"""Of the pictures with a short caption, those of one thing; the others are of two. Without many of them, low-rank
-weights that learn several things forget how to draw one."""
+SEED, PICTURES, DENSE_SHARE = 82, 6_000, 0.6
 
 
 def captioned(number: int) -> tuple[Scene, str]:
@@ -23,7 +20,7 @@ def captioned(number: int) -> tuple[Scene, str]:
     if rng.random() < DENSE_SHARE:
         scene = dense_scene(rng)
         return scene, write_dense(scene, rng)
-    scene = random_scene(rng, 1 if rng.random() < SINGLE_SHARE else 2, {"flat": 1.0})
+    scene = random_scene(rng, style_share={"flat": 1.0})
     return scene, write(describe(scene, rng), rng)
 
 
