@@ -1,6 +1,6 @@
 """LLM4GEN's Cross-Adapter: is it the paper's, what does it cost, and are dense prompts drawn as they say?
 
-Three parts, each with figures of its own:
+Four parts, each with figures of its own:
 
 - parity: the module against an implementation written from the paper, for several widths, heads and layers.
 - costs: whole runs of a full-size SD1.5 layout with random weights, with the adapter's tokens and without, in turn in
@@ -9,6 +9,7 @@ Three parts, each with figures of its own:
   base with low-rank weights that were trained for as many steps on the same pictures without the adapter, and by the
   base with adapter and low-rank weights. The oracle says which things have their colour and their shape, and which
   colours are where the prompt wants them.
+- strength: the same prompts with the adapter and its low-rank weights at WEAKER of their strength.
 
 The weights without the adapter are not shipped: `python demo/train_by_node.py control` makes them.
 With --part, the figures of the other parts stay in the result file as they are.
@@ -45,7 +46,7 @@ from shapeworld.scene import nearest_place  # noqa: E402
 from shapeworld.trial import bound, largest, one_object_prompts  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-PROMPTS = 200
+PROMPTS, WEAKER = 200, 0.6
 SHAPES = (AdapterShape(24, 16), AdapterShape(12, 32, 4, layers=2), AdapterShape(40, 64, 8))
 CONTROL = HOME / "base" / "models" / "loras" / "shapeworld-no-adapter.safetensors"
 Prompts = list[tuple[str, Description]]
@@ -75,10 +76,10 @@ def costs_part(quick: bool, note: Note) -> None:
     note({"cached_encode_ms": mean(taken, "ms")})
 
 
-def with_lora(checkpoint: Checkpoint, name: str) -> Checkpoint:
+def with_lora(checkpoint: Checkpoint, name: str, strength: float = 1.0) -> Checkpoint:
     """The checkpoint with a LoRA of the host's folder on its model."""
     lora = comfy.utils.load_torch_file(str(HOME / "base" / "models" / "loras" / f"{name}.safetensors"), safe_load=True)
-    model = comfy.sd.load_lora_for_models(checkpoint.model, None, lora, 1.0, 0.0)[0]
+    model = comfy.sd.load_lora_for_models(checkpoint.model, None, lora, strength, 0.0)[0]
     return Checkpoint(model, checkpoint.clip, checkpoint.vae)
 
 
@@ -134,7 +135,17 @@ def binding_part(quick: bool, note: Note) -> None:
         save_sheet(torch.stack([one for name in order for one in sheets[name]]), RESULTS / "adapter_dense.jpg")
 
 
-PARTS = {"parity": parity_part, "costs": costs_part, "binding": binding_part}
+def strength_part(quick: bool, note: Note) -> None:
+    llm, adapter, count = load_llm(), load_adapter(), 8 if quick else PROMPTS
+    weaker = with_lora(load_checkpoint("base"), ADAPTER_LORA, WEAKER)
+    single_things, dense = one_object_prompts(count), long_prompts(count)
+    shown = drawn(weaker, [text for text, _ in single_things], adapter, llm)
+    note({"one_object_weaker": share(single_right(shown, single_things))})
+    pictures = drawn(weaker, [text for text, _ in dense], adapter, llm)
+    note({"binding_weaker": share([hit for hits in things_bound(pictures, dense) for hit in hits])})
+
+
+PARTS = {"parity": parity_part, "costs": costs_part, "binding": binding_part, "strength": strength_part}
 
 
 @torch.inference_mode()
