@@ -1,8 +1,10 @@
-"""Pictures of long prompts, with an adapter or without. To be imported after `_world.start_host` and `_world.pack`."""
+"""Pictures of long prompts, with an adapter or without. Import it after `_world.start_host` and `_world.pack`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import comfy.sd
 import comfy.utils
@@ -42,6 +44,12 @@ def drawn(
             conds = [_joined([made[number][side] for number in part]) for side in (0, 1)]
             pictures |= dict(zip(part, _sampled(checkpoint, conds, part, seed), strict=True))
     return [pictures[number] for number in range(len(prompts))]
+
+
+def with_lora(checkpoint: Checkpoint, file: Path, strength: float = 1.0) -> Checkpoint:
+    """The checkpoint with a LoRA on its model."""
+    lora = comfy.utils.load_torch_file(str(file), safe_load=True)
+    return replace(checkpoint, model=comfy.sd.load_lora_for_models(checkpoint.model, None, lora, strength, 0.0)[0])
 
 
 def _joined(conditionings: Sequence[list]) -> list:

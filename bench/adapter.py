@@ -29,15 +29,13 @@ start_host()
 pack()
 sys.path.append(str(REPO / "tests"))
 
-import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
 from _adapter_cost import costs  # noqa: E402
-from _dense_drawing import drawn  # noqa: E402
+from _dense_drawing import drawn, with_lora  # noqa: E402
 from _sheet import save_sheet  # noqa: E402
 from assemble import ADAPTER_LORA  # noqa: E402
 from atelier.attention.cross_adapter import AdapterShape, read_adapter  # noqa: E402
-from atelier.attention.llm_features import encode_pair  # noqa: E402
+from atelier.attention.llm_features import LoadedAdapter, encode_pair  # noqa: E402
 from naive_adapter import naive, random_state  # noqa: E402
 from shapeworld.caption import Description  # noqa: E402
 from shapeworld.dense_trial import long_prompts  # noqa: E402
@@ -48,7 +46,8 @@ from torch import Tensor  # noqa: E402
 
 PROMPTS, WEAKER = 200, 0.6
 SHAPES = (AdapterShape(24, 16), AdapterShape(12, 32, 4, layers=2), AdapterShape(40, 64, 8))
-CONTROL = HOME / "base" / "models" / "loras" / "shapeworld-no-adapter.safetensors"
+LORAS = HOME / "base" / "models" / "loras"
+LORA, CONTROL = LORAS / f"{ADAPTER_LORA}.safetensors", LORAS / "shapeworld-no-adapter.safetensors"
 Prompts = list[tuple[str, Description]]
 
 
@@ -76,13 +75,6 @@ def costs_part(quick: bool, note: Note) -> None:
     note({"cached_encode_ms": mean(taken, "ms")})
 
 
-def with_lora(checkpoint: Checkpoint, name: str, strength: float = 1.0) -> Checkpoint:
-    """The checkpoint with a LoRA of the host's folder on its model."""
-    lora = comfy.utils.load_torch_file(str(HOME / "base" / "models" / "loras" / f"{name}.safetensors"), safe_load=True)
-    model = comfy.sd.load_lora_for_models(checkpoint.model, None, lora, strength, 0.0)[0]
-    return Checkpoint(model, checkpoint.clip, checkpoint.vae)
-
-
 def things_bound(pictures: list[Tensor], prompts: Prompts) -> list[list[bool]]:
     return [bound(to_bytes(picture), description) for picture, (_, description) in zip(pictures, prompts, strict=True)]
 
@@ -108,21 +100,28 @@ def to_bytes(picture: Tensor) -> np.ndarray:
     return (picture * 255).round().clamp(0, 255).byte().numpy()
 
 
+def judged(
+    checkpoint: Checkpoint, adapter: LoadedAdapter | None, llm: comfy.sd.CLIP, dense: Prompts, single_things: Prompts
+) -> tuple[list[Tensor], list[list[bool]], list[bool]]:
+    """The pictures of the dense prompts, which of their things are bound, and which prompts of one thing are right."""
+    pictures = drawn(checkpoint, [text for text, _ in dense], adapter, llm)
+    shown = drawn(checkpoint, [text for text, _ in single_things], adapter, llm)
+    return pictures, things_bound(pictures, dense), single_right(shown, single_things)
+
+
 def binding_part(quick: bool, note: Note) -> None:
     llm, adapter, base = load_llm(), load_adapter(), load_checkpoint("base")
-    arms = {"base": (base, None), "adapter": (with_lora(base, ADAPTER_LORA), adapter)}
+    arms = {"base": (base, None), "adapter": (with_lora(base, LORA), adapter)}
     if CONTROL.is_file():
-        arms["finetuned"] = (with_lora(base, CONTROL.stem), None)
+        arms["finetuned"] = (with_lora(base, CONTROL), None)
     count = 8 if quick else PROMPTS
     dense, single_things = long_prompts(count), one_object_prompts(count)
     bindings, ones, sheets = {}, {}, {}
     for name, (checkpoint, module) in arms.items():
-        pictures = drawn(checkpoint, [text for text, _ in dense], module, llm)
-        bindings[name], sheets[name] = things_bound(pictures, dense), pictures[:8]
+        pictures, bindings[name], ones[name] = judged(checkpoint, module, llm, dense, single_things)
+        sheets[name] = pictures[:8]
         note({f"binding_{name}": share([hit for hits in bindings[name] for hit in hits])})
         note({f"colour_at_place_{name}": share(colours_placed(pictures, dense))})
-        shown = drawn(checkpoint, [text for text, _ in single_things], module, llm)
-        ones[name] = single_right(shown, single_things)
         note({f"one_object_{name}": share(ones[name])})
     means = {name: [100 * float(np.mean(hits)) for hits in found] for name, found in bindings.items()}
     note({"binding_gain_base": difference(means["adapter"], means["base"], "points")})
@@ -136,13 +135,9 @@ def binding_part(quick: bool, note: Note) -> None:
 
 
 def strength_part(quick: bool, note: Note) -> None:
-    llm, adapter, count = load_llm(), load_adapter(), 8 if quick else PROMPTS
-    weaker = with_lora(load_checkpoint("base"), ADAPTER_LORA, WEAKER)
-    single_things, dense = one_object_prompts(count), long_prompts(count)
-    shown = drawn(weaker, [text for text, _ in single_things], adapter, llm)
-    note({"one_object_weaker": share(single_right(shown, single_things))})
-    pictures = drawn(weaker, [text for text, _ in dense], adapter, llm)
-    note({"binding_weaker": share([hit for hits in things_bound(pictures, dense) for hit in hits])})
+    count, weaker = 8 if quick else PROMPTS, with_lora(load_checkpoint("base"), LORA, WEAKER)
+    _, bindings, ones = judged(weaker, load_adapter(), load_llm(), long_prompts(count), one_object_prompts(count))
+    note({"one_object_weaker": share(ones), "binding_weaker": share([hit for hits in bindings for hit in hits])})
 
 
 PARTS = {"parity": parity_part, "costs": costs_part, "binding": binding_part, "strength": strength_part}

@@ -14,14 +14,12 @@ from pathlib import Path
 import torch
 from _dense_prompts import dense_prompts, read_prompts
 from _figures import Figure, difference, mean, show
-from _world import CFG, STEPS, Checkpoint, open_checkpoint, pack, start_host
+from _world import CFG, STEPS, open_checkpoint, pack, start_host
 
 start_host()
 pack()
 
-import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
-from _dense_drawing import drawn  # noqa: E402
+from _dense_drawing import drawn, with_lora  # noqa: E402
 from _sheet import save_sheet  # noqa: E402
 from atelier.attention.t5_encoder import load_t5  # noqa: E402
 from atelier.feedback.open_clip_model import OpenClip, open_model  # noqa: E402
@@ -36,12 +34,6 @@ def relevance(encoder: OpenClip, pictures: list[Tensor], prompts: list[str]) -> 
     """The cosine of each picture and its prompt; CLIP reads the first 77 tokens of it."""
     scorer = ClipRelevance(encoder)
     return [scorer.score(picture[None], text)[0] for picture, text in zip(pictures, prompts, strict=True)]
-
-
-def with_lora(checkpoint: Checkpoint, file: Path) -> Checkpoint:
-    lora = comfy.utils.load_torch_file(str(file), safe_load=True)
-    model = comfy.sd.load_lora_for_models(checkpoint.model, None, lora, 1.0, 0.0)[0]
-    return Checkpoint(model, checkpoint.clip, checkpoint.vae, checkpoint.steps, checkpoint.cfg, checkpoint.size)
 
 
 def table(figures: dict[str, Figure], count: int) -> str:
