@@ -31,7 +31,7 @@ POLICY, LEARNT = "shapeworld", "demo-policy-rl"
 def adapter_graph(folder: Path, steps: int) -> dict[str, Any]:
     """The template's graph, with the settings of the demo's training."""
     from shapeworld.captioned import SEED
-    from training.adapter import BATCH, ENTITY_WEIGHT, PEAK, RANK, TOKENS
+    from training.adapter import BATCH, ENTITY_WEIGHT, KEEP_WORDS, PEAK, RANK, TOKENS
 
     return {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "shapeworld-base.safetensors"}},
@@ -42,7 +42,7 @@ def adapter_graph(folder: Path, steps: int) -> dict[str, Any]:
                 "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "llm": ["2", 0], "dataset": str(folder),
                 "name": NAME, "steps": steps, "batch_size": BATCH, "learning_rate": PEAK, "seed": SEED,
                 "resolution": 128, "rank": RANK, "entity_weight": ENTITY_WEIGHT, "llm_tokens": TOKENS,
-                "llm_prefix": "", "precision": "bf16",
+                "llm_prefix": "", "precision": "bf16", "keep_words": KEEP_WORDS,
             },
         },
     }  # fmt: skip
@@ -141,12 +141,12 @@ def train_control(folder: Path, work: Path, loras: Path, steps: int) -> None:
     from atelier.training.low_rank import lora_file
     from safetensors.torch import save_file
     from shapeworld.captioned import SEED
-    from training.adapter import BATCH, PEAK, RANK, TOKENS
+    from training.adapter import BATCH, KEEP_WORDS, PEAK, RANK, TOKENS
 
     base = load_checkpoint("base")
     run = AdapterRun(
         read_captions(folder, 128), Plan(steps, PEAK, SEED), BATCH, "bf16", work / CONTROL, TOKENS, "", rank=RANK,
-        use_adapter=False,
+        keep_words=KEEP_WORDS, use_adapter=False,
     )  # fmt: skip
 
     def each_step(step: int, loss: float) -> None:

@@ -70,6 +70,7 @@ class AtelierTrainCrossAdapter(io.ComfyNode):
         precision: str = AUTO,
         start: LoadedAdapter | None = None,
         captions: str = "",
+        keep_words: int = 0,
     ) -> io.NodeOutput:
         file, folder = places(name, FOLDER_KEY)
         lora = places(name, "loras")[0]
@@ -87,6 +88,7 @@ class AtelierTrainCrossAdapter(io.ComfyNode):
             llm_prefix,
             rank=rank,
             entity_weight=entity_weight,
+            keep_words=keep_words,
             start=None if start is None else start.module,
         )
         with torch.inference_mode(False):
@@ -189,6 +191,15 @@ def _more() -> list[io.Input]:
             default="",
             optional=True,
             tooltip="A folder of .txt files to take in the place of those beside the pictures: link Refine Captions.",
+        ),
+        io.Int.Input(
+            "keep_words",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            tooltip="Captions of up to this many words teach the model to draw them as it did before, and not from "
+            "their pictures, so that short prompts keep their quality. 0 learns all captions from their pictures.",
         ),
         CrossAdapterSocket.Input("start", optional=True, tooltip="An adapter to train further. Without, a new one."),
     ]

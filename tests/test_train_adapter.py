@@ -15,7 +15,7 @@ import pytest
 import torch
 from atelier.attention.cross_adapter import AdapterShape, CrossAdapter, read_adapter
 from atelier.training.captions import read_captions
-from atelier.training.cross_adapter import CaptionedLatents, EntityMaps, adapter_loss
+from atelier.training.cross_adapter import CaptionedLatents, EntityMaps, adapter_loss, entity_loss
 from atelier.training.entities import entity_pairs
 from atelier.training.host_adapter import plain_attention
 from atelier.training.low_rank import add_low_rank, lora_file
@@ -182,10 +182,10 @@ def test_attention_is_the_hosts_and_maps_are_compared() -> None:
     split = [part.unflatten(-1, (2, -1)).transpose(1, 2) for part in (q, k)]
     weights = (split[0] @ split[1].mT / 8**0.5).softmax(-1).mean(1)[0]
     wanted = 1 - torch.cosine_similarity(weights[:, 1:3].mean(1), weights[:, 4], dim=0)
-    torch.testing.assert_close(maps.loss(), wanted)
+    torch.testing.assert_close(entity_loss([maps]), wanted)
     same = EntityMaps(plain_attention, [[((3,), (3,))], []], 7)
     same.attend(plain_attention, q, k, v, 2)
-    assert float(same.loss()) == pytest.approx(0.0, abs=1e-6)
+    assert float(entity_loss([same])) == pytest.approx(0.0, abs=1e-6)
     selfish = EntityMaps(plain_attention, [[((3,), (3,))], []], 7)
     selfish.attend(plain_attention, k, k, k, 2)
     assert not selfish.distances

@@ -1,6 +1,8 @@
 """Training a Cross-Adapter: noise prediction, and attention that entities guide (LLM4GEN, arXiv 2407.00737).
 
-The UNet is frozen, or follows by low-rank weights. A caption in ten is dropped, so that guidance works.
+The UNet is frozen, or follows by low-rank weights. A caption in ten is dropped, so that guidance works. Short captions
+can be learnt from the UNet as it was instead of from their pictures, so that what it draws well from them stays; that
+is prior preservation (DreamBooth, arXiv 2208.12242, section 3.2) by what the model says in the place of what it draws.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from torch import Tensor, nn
 
 from ..attention.cross_adapter import CrossAdapter
 from .denoising import Sampling, denoising_errors
+from .low_rank import without_low_rank
 
 CAPTION_DROPOUT = 0.1
+KEPT_WEIGHT = 3.0
+"""How much a kept caption counts. Its loss is far smaller than that of others, which have noise to guess."""
 Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
 """For each entity of a caption: its tokens and those of an attribute, counted among the language model's."""
 
@@ -31,6 +36,8 @@ class CaptionedLatents:
     llm: [N + 1, tokens, llm width], what the language model makes of them.
     vectors: [N + 1, width], what the model wants beside, as SDXL does, or None.
     pairs: N entries.
+    lengths: N entries, how many tokens of `text` a caption has by itself. The UNet sees no more, as when it draws.
+    kept: N entries, whether to learn what the model says without adapter and low-rank weights, not the picture.
     """
 
     latents: Tensor
@@ -38,12 +45,19 @@ class CaptionedLatents:
     llm: Tensor
     vectors: Tensor | None = None
     pairs: Sequence[Pairs] = ()
+    lengths: Sequence[int] = ()
+    kept: Sequence[bool] = ()
 
     def __post_init__(self) -> None:
         if not len(self.latents):
             raise ValueError("There is no picture to learn from.")
         if not len(self.latents) + 1 == len(self.text) == len(self.llm):
             raise ValueError("Each picture needs a caption, and the empty caption stands behind them.")
+
+    def by_length(self, picks: Sequence[int]) -> list[tuple[int, Tensor]]:
+        """Which of the picks have captions of the same length: the length, and their places among the picks [M]."""
+        lengths = np.array([self.lengths[pick] if self.lengths else self.text.shape[1] for pick in picks])
+        return [(int(length), torch.from_numpy(np.flatnonzero(lengths == length))) for length in np.unique(lengths)]
 
 
 def attention_weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
@@ -100,9 +114,11 @@ class EntityMaps:
         one, other = (told @ places for told in (self.entities, self.attributes))
         self.distances.append((1 - torch.cosine_similarity(one, other, dim=-1))[self.real])
 
-    def loss(self) -> Tensor:
-        """Mean over layers and pairs of one minus the cosine of the two maps: 0 where they look at the same places."""
-        return torch.cat(self.distances).mean() if self.distances else torch.zeros(())
+
+def entity_loss(maps: Sequence[EntityMaps]) -> Tensor:
+    """Mean over layers and pairs of one minus the cosine of the two maps: 0 where they look at the same places."""
+    distances = [distance for one in maps for distance in one.distances]
+    return torch.cat(distances).mean() if distances else torch.zeros(())
 
 
 def adapter_loss(
@@ -129,23 +145,50 @@ def adapter_loss(
     device = next(unet.parameters()).device
     latent = data.latents[torch.from_numpy(picks)].to(device, torch.float32)
     text, llm = (part[rows].to(device, torch.float32) for part in (data.text, data.llm))
-    more = {} if data.vectors is None else {"y": data.vectors[rows].to(device, torch.float32)}
-    shift = text.shape[1]
+    vectors = None if data.vectors is None else data.vectors[rows].to(device, torch.float32)
     told: list[Pairs] = [()] * batch
     if adapter is not None and entity_weight and data.pairs:
-        told = [() if lost else _shifted(data.pairs[pick], shift) for pick, lost in zip(picks, dropped, strict=True)]
-    maps = EntityMaps(plain, told, shift + llm.shape[1], device)
+        told = [() if lost else data.pairs[pick] for pick, lost in zip(picks, dropped, strict=True)]
+    groups = data.by_length(picks)
+    kept = torch.tensor([bool(data.kept) and data.kept[pick] for pick in picks])
+    maps: list[EntityMaps] = []
+
+    def ask(noisy: Tensor, timestep: Tensor, places: Tensor, context: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        more = {} if vectors is None else {"y": vectors[places]}
+        options = {"optimized_attention_override": attend}
+        return unet(noisy[places], timestep[places], context=context, transformer_options=options, **more)
+
+    def computing() -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if precision is None else torch.autocast(device.type, precision)
 
     def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        with contextlib.nullcontext() if precision is None else torch.autocast(device.type, precision):
-            context = text if adapter is None else adapter(text, llm)
-            options = {"optimized_attention_override": maps.attend}
-            return unet(noisy, timestep, context=context, transformer_options=options, **more)
+        parts = []
+        for length, places in groups:
+            with computing():
+                context = text[places, :length]
+                if adapter is not None:
+                    context = adapter(context, llm[places])
+                shifted = [_shifted(told[place], length) for place in places]
+                maps.append(EntityMaps(plain, shifted, context.shape[1], device))
+                parts.append(ask(noisy, timestep, places, context, maps[-1].attend))
+        return torch.cat(parts)[torch.cat([places for _, places in groups]).argsort()]
 
-    error, weight = denoising_errors(sampling, latent, rng, predict)
-    found = {"loss": (error * weight).mean()}
+    def unsteered(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return plain(*args, **kwargs)
+
+    def correct(noisy: Tensor, timestep: Tensor, wanted: Tensor) -> Tensor:
+        wanted = wanted.clone()
+        for length, places in groups:
+            if len(same := places[kept[places]]):
+                with torch.no_grad(), without_low_rank(unet), computing():
+                    said = ask(noisy, timestep, same, text[same, :length], unsteered)
+                wanted[same] = said.float()
+        return wanted
+
+    error, weight = denoising_errors(sampling, latent, rng, predict, correct)
+    found = {"loss": (error * weight * torch.where(kept, KEPT_WEIGHT, 1.0).to(device)).mean()}
     if entity_weight:
-        found["entities"] = maps.loss().to(device)
+        found["entities"] = entity_loss(maps).to(device)
         found["loss"] = found["loss"] + entity_weight * found["entities"]
     return found
 

@@ -19,6 +19,9 @@ LOW_NOISE_CAP = 5.0
 Predict = Callable[[Tensor, Tensor], Tensor]
 """What the model says, from the scaled input [N, C, H, W] and the timestep [N]."""
 
+Correct = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What the model is to say, from the scaled input, the timestep, and what the latent itself asks for [N, C, H, W]."""
+
 
 class Sampling(Protocol):
     """The part of the host's `model_sampling` that training needs. Sigmas [N] are of its own noise scale."""
@@ -33,20 +36,23 @@ class Sampling(Protocol):
 
 
 def denoising_errors(
-    sampling: Sampling, latent: Tensor, rng: np.random.Generator, predict: Predict
+    sampling: Sampling, latent: Tensor, rng: np.random.Generator, predict: Predict, correct: Correct | None = None
 ) -> tuple[Tensor, Tensor]:
     """The squared error of each latent [N, C, H, W] at a random noise level, and its weight: [N] each.
 
     The host's `calculate_denoised` is affine in the output, denoised = a - b · output, so the output that would be
-    right is (a - latent) / b, be it noise or velocity.
+    right is (a - latent) / b, be it noise or velocity. `correct` may put another in its place.
     """
     number = torch.from_numpy(rng.integers(0, len(sampling.sigmas), len(latent))).to(latent.device)
     sigma = sampling.sigma(number)
     noisy = sampling.noise_scaling(sigma, torch.randn_like(latent), latent)
     start = sampling.calculate_denoised(sigma, torch.zeros_like(noisy), noisy)
     slope = start - sampling.calculate_denoised(sigma, torch.ones_like(noisy), noisy)
-    output = predict(sampling.calculate_input(sigma, noisy), sampling.timestep(sigma).float()).float()
-    error = ((output - (start - latent) / slope) ** 2).mean((1, 2, 3))
+    shown, timestep = sampling.calculate_input(sigma, noisy), sampling.timestep(sigma).float()
+    wanted = (start - latent) / slope
+    if correct is not None:
+        wanted = correct(shown, timestep, wanted)
+    error = ((predict(shown, timestep).float() - wanted) ** 2).mean((1, 2, 3))
     return error, ((LOW_NOISE_CAP + 1) * slope.square().mean((1, 2, 3))).clamp(max=1)
 
 

@@ -45,6 +45,7 @@ class AdapterRun:
     tokens, prefix: how the language model reads a caption, which the adapter's file will say.
     rank: of the low-rank weights with which the UNet follows; 0 freezes it.
     entity_weight: of the entity-guided loss.
+    keep_words: captions of up to so many words are learnt from the model as it was, not from their pictures.
     use_adapter: without it, the low-rank weights are trained alone, to compare with.
     start: an adapter to go on from.
     """
@@ -59,6 +60,7 @@ class AdapterRun:
     heads: int = 8
     rank: int = 16
     entity_weight: float = 0.0
+    keep_words: int = 0
     use_adapter: bool = True
     start: CrossAdapter | None = None
 
@@ -102,6 +104,8 @@ def train_adapter(
         "rank": run.rank, "entities": run.entity_weight, "adapter": str(shape) if run.use_adapter else "",
         "start": "" if run.start is None else digest(run.start.state_dict().values()),
     }  # fmt: skip
+    if run.keep_words:
+        about["keep_words"] = run.keep_words
     device = comfy.model_management.get_torch_device()
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
@@ -150,8 +154,9 @@ def encode_captions(
 ) -> tuple[CaptionedLatents, list[str], str]:
     """The samples as the model sees them, in fp16 on the CPU; their captions; and a digest of both.
 
-    The host reads a long caption in parts of 77 tokens. All captions get as many as the longest, with empty ones
-    behind, as when pictures are drawn.
+    The host reads a long caption in parts of 77 tokens. All captions get as many parts as the longest, with empty ones
+    behind, and `lengths` says how far each goes by itself. A dropped caption is as long as it was: when pictures are
+    drawn, a negative prompt is as long as the positive one.
 
     Raises:
         ValueError: There is no sample, or their sizes differ.
@@ -176,6 +181,7 @@ def encode_captions(
     if part:
         encode()
     text, llm_values, vectors = [], [], []
+    parts = [max(len(one) for one in clip.tokenize(caption).values()) for caption in captions]
     blank = torch.zeros_like(latents[0][:1], dtype=torch.float32)
     for number, (caption, tokens) in enumerate(zip([*captions, ""], even_tokens(clip, (*captions, "")), strict=True)):
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -188,7 +194,13 @@ def encode_captions(
             watch.say(f"{number} captions encoded")
     pairs = [caption_pairs(llm, caption, run) for caption in captions] if run.entity_weight else ()
     encoded = CaptionedLatents(
-        torch.cat(latents), torch.cat(text), torch.cat(llm_values), torch.cat(vectors) if vectors else None, pairs
+        torch.cat(latents),
+        all_text := torch.cat(text),
+        torch.cat(llm_values),
+        torch.cat(vectors) if vectors else None,
+        pairs,
+        [all_text.shape[1] // max(parts) * count for count in parts],
+        [len(caption.split()) <= run.keep_words for caption in captions],
     )
     return encoded, captions, found.hexdigest()
 

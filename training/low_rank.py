@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,12 @@ _MARK = ".parametrizations.weight.0."
 
 
 class LowRank(nn.Module):
-    """A weight plus `up @ down`, shaped like the weight. `up` starts at zero, so training starts at the weight."""
+    """A weight plus `up @ down`, shaped like the weight. `up` starts at zero, so training starts at the weight.
+
+    `off` leaves the weight as it was.
+    """
+
+    off = False
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -22,7 +28,7 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.up @ self.down).view_as(weight)
+        return weight if self.off else weight + (self.up @ self.down).view_as(weight)
 
 
 def add_low_rank(module: nn.Module, rank: int) -> None:
@@ -31,6 +37,19 @@ def add_low_rank(module: nn.Module, rank: int) -> None:
     for layer in list(module.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d):
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+
+
+@contextlib.contextmanager
+def without_low_rank(module: nn.Module) -> Iterator[None]:
+    """Inside, the module is as it was before `add_low_rank`."""
+    added = [layer for layer in module.modules() if isinstance(layer, LowRank)]
+    for layer in added:
+        layer.off = True
+    try:
+        yield
+    finally:
+        for layer in added:
+            layer.off = False
 
 
 def lora_file(weights: Mapping[str, Tensor], prefix: str = "diffusion_model.") -> dict[str, Tensor]:

@@ -26,17 +26,24 @@ def sample_text(
     """
     unet, adapter = parts["unet"], dict(parts.items()).get("adapter")
     device = next(unet.parameters()).device
-    rows = [*picks, *([len(data.latents)] * len(picks))]
-    text, llm = (part[rows].to(device, torch.float32) for part in (data.text, data.llm))
-    more = {} if data.vectors is None else {"y": data.vectors[rows].to(device, torch.float32)}
-    context = text if adapter is None else adapter(text, llm)
     options = {"optimized_attention_override": lambda _, *args, **kwargs: plain(*args, **kwargs)}
+    asked = []
+    for length, places in data.by_length(picks):
+        rows = [*(picks[place] for place in places), *([len(data.latents)] * len(places))]
+        text, llm = (part[rows].to(device, torch.float32) for part in (data.text[:, :length], data.llm))
+        more = {} if data.vectors is None else {"y": data.vectors[rows].to(device, torch.float32)}
+        more["context"] = text if adapter is None else adapter(text, llm)
+        asked.append((places.to(device), more))
 
     def denoised(sigma: Tensor, x: Tensor) -> Tensor:
-        level, both = sigma.expand(len(rows)), torch.cat([x, x])
-        shown = sampling.calculate_input(level, both)
-        output = unet(shown, sampling.timestep(level).float(), context=context, transformer_options=options, **more)
-        told, untold = sampling.calculate_denoised(level, output.float(), both).chunk(2)
-        return untold + SCALE * (told - untold)
+        found = torch.empty_like(x)
+        for places, more in asked:
+            both = x[places].repeat(2, 1, 1, 1)
+            level = sigma.expand(len(both))
+            shown = sampling.calculate_input(level, both)
+            output = unet(shown, sampling.timestep(level).float(), transformer_options=options, **more)
+            told, untold = sampling.calculate_denoised(level, output.float(), both).chunk(2)
+            found[places] = untold + SCALE * (told - untold)
+        return found
 
     return euler(sampling, (len(picks), *data.latents.shape[1:]), STEPS, SEED, device, denoised)
