@@ -5,27 +5,31 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import comfy.model_sampling
 import comfy.sd
+import comfy.taesd.taesd
 import numpy as np
 import pytest
 import torch
 from atelier.attention.cross_adapter import AdapterShape, CrossAdapter, read_adapter
-from atelier.training.captions import read_captions
-from atelier.training.cross_adapter import CaptionedLatents, EntityMaps, adapter_loss, entity_loss
+from atelier.training.captions import Captioned, read_captions
+from atelier.training.cross_adapter import KEPT_WEIGHT, CaptionedLatents, EntityMaps, adapter_loss, entity_loss
 from atelier.training.entities import entity_pairs
-from atelier.training.host_adapter import plain_attention
-from atelier.training.low_rank import add_low_rank, lora_file
+from atelier.training.host_adapter import AdapterRun, encode_captions, plain_attention
+from atelier.training.host_edit import Watch
+from atelier.training.loop import Plan
+from atelier.training.low_rank import add_low_rank, lora_file, without_low_rank
 from comfy_api_client import ComfyClient, GraphError
 from PIL import Image
 from safetensors.torch import load_file
 from shapeworld.caption import describe, write
 from shapeworld.dense import dense_scene, write_dense
 from shapeworld.render import render
-from small_unets import TEXT_WIDTH, normal, sd15
+from small_unets import TEXT_WIDTH, fill, normal, sd15
 from torch import Tensor, nn
 
 # --- words -----------------------------------------------------------------------------------------------------
@@ -208,6 +212,118 @@ def test_the_entity_loss_pulls_maps_together(unet: nn.Module) -> None:
     torch.testing.assert_close(both["loss"], alone["loss"] + 0.5 * both["entities"])
 
 
+def test_a_caption_is_seen_at_its_own_length(unet: nn.Module) -> None:
+    """Text that is repeated changes nothing in attention, so half of it must do, in whatever row of the batch it is."""
+    of = data(8)
+    of.text[:, 3:] = of.text[:, :3]
+    cut = replace(of, text=of.text.clone(), lengths=[3, 6] * 4)
+    cut.text[[0, 2, 4, 6], 3:] = 100.0
+    with torch.no_grad():
+        torch.testing.assert_close(loss(unet, None, cut), loss(unet, None, of))
+        kept = [replace(one, lengths=[3] * 8, kept=[True] * 8) for one in (of, cut)]
+        adapter = CrossAdapter(SHAPE)
+        torch.testing.assert_close(*(loss(unet, adapter, one) for one in kept))
+        wrong = replace(cut, lengths=[6, 3] * 4)
+        assert not torch.isclose(loss(unet, None, wrong)["loss"], loss(unet, None, of)["loss"])
+
+
+def test_captions_of_several_lengths_are_learnt_as_if_each_were_alone(
+    unet: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of two lengths loses what its short captions lose by themselves and what its long ones do."""
+    torch.manual_seed(0)
+    adapter, of = CrossAdapter(SHAPE), data(8)
+    monkeypatch.setattr("atelier.training.cross_adapter.KEPT_WEIGHT", 0.0)
+    with torch.no_grad():
+        short = loss(unet, adapter, replace(of, lengths=[3] * 8, kept=[False, True] * 4))["loss"]
+        long = loss(unet, adapter, replace(of, lengths=[6] * 8, kept=[True, False] * 4))["loss"]
+        torch.testing.assert_close(loss(unet, adapter, replace(of, lengths=[3, 6] * 4))["loss"], short + long)
+
+
+def test_pairs_are_counted_behind_the_captions_own_text(unet: nn.Module) -> None:
+    """The language model's tokens stand behind the text, wherever that ends, so their maps are the same."""
+    torch.manual_seed(0)
+    adapter = CrossAdapter(SHAPE)
+    of = data(4, pairs=[[((0,), (3,)), ((1,), (4,))]] * 4)
+    cut = replace(of, lengths=[6, 3, 6, 3])
+    with torch.no_grad():
+        found = [
+            loss(unet, adapter, replace(of, latents=of.latents, text=of.text[:, :length]), 1.0)["entities"]
+            for length in (6, 3)
+        ]
+        mixed = loss(unet, adapter, cut, 1.0)["entities"]
+    assert min(found) < mixed < max(found)
+
+
+def test_kept_captions_learn_the_model_as_it_was() -> None:
+    """What low-rank weights and an adapter change is the loss; at the start, with neither, there is none."""
+    unet = sd15().model.diffusion_model
+    of = replace(data(4), kept=[True] * 4)
+    add_low_rank(unet, 3)
+    assert float(loss(unet, None, of)["loss"].detach()) == 0.0
+    with torch.no_grad():
+        for number, weight in enumerate(w for w in unet.parameters() if w.requires_grad):
+            weight.add_(normal(*weight.shape, seed=number) * 0.02)
+    found = loss(unet, None, of)["loss"]
+    found.backward()
+    assert float(found.detach()) > 0.0
+    assert all(weight.grad is not None for weight in unet.parameters() if weight.requires_grad)
+    x, t, text = normal(1, 4, 8, 8, seed=1), torch.tensor([500.0]), normal(1, 6, TEXT_WIDTH, seed=2)
+    changed = unet(x, t, context=text)
+    with pytest.raises(RuntimeError), without_low_rank(unet):
+        as_it_was = unet(x, t, context=text)
+        raise RuntimeError
+    torch.testing.assert_close(as_it_was, sd15().model.diffusion_model(x, t, context=text))
+    torch.testing.assert_close(unet(x, t, context=text), changed)
+
+
+def test_only_kept_captions_are_kept_and_each_counts_by_its_weight(
+    unet: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = CrossAdapter(SHAPE)
+    with torch.no_grad():
+        none, half, all_kept = (
+            loss(unet, adapter, replace(data(8), kept=kept))["loss"]
+            for kept in ([False] * 8, [True, False] * 4, [True] * 8)
+        )
+        torch.testing.assert_close(none, loss(unet, adapter, data(8))["loss"])
+        picks = np.random.default_rng(SEED).integers(0, 8, 4)
+        assert 0 < (picks % 2 == 0).sum() < 4
+        weight = "atelier.training.cross_adapter.KEPT_WEIGHT"
+        monkeypatch.setattr(weight, 0.0)
+        others = loss(unet, adapter, replace(data(8), kept=[True, False] * 4))["loss"]
+        the_rest = loss(unet, adapter, replace(data(8), kept=[False, True] * 4))["loss"]
+        torch.testing.assert_close(others + the_rest, none)
+        monkeypatch.setattr(weight, 2 * KEPT_WEIGHT)
+        doubled = loss(unet, adapter, replace(data(8), kept=[True, False] * 4))["loss"]
+    torch.testing.assert_close(doubled - half, half - others)
+    assert all_kept > 0
+
+
+@pytest.mark.parametrize("words", [0, 3])
+def test_captions_are_encoded_with_their_lengths(words: int) -> None:
+    import comfy.supported_models_base
+    from atelier_demo.tiny_sd import TinyClipModel, TinySD1Tokenizer
+
+    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(TinySD1Tokenizer, TinyClipModel))
+    fill(clip.cond_stage_model, 5)
+    vae = comfy.sd.VAE(comfy.taesd.taesd.TAESD().state_dict())
+    captions = ["a red star", "a red star and a blue circle below it", "a red star and a blue circle " * 20]
+    picture = np.zeros((16, 16, 3), np.uint8)
+    run = AdapterRun(
+        [Captioned(text, picture, text) for text in captions], Plan(1, 1.0), 1, "fp32", Path(), 77, "",
+        keep_words=words,
+    )  # fmt: skip
+    with torch.no_grad():
+        encoded, said, _ = encode_captions(sd15().model, clip, vae, clip, run, Watch(print, print))
+        assert said == captions
+        assert encoded.lengths == [77, 77, 2 * 77]
+        assert encoded.kept == [words == 3, False, False]
+        for row, text in ((0, captions[0]), (1, captions[1]), (3, "")):
+            alone = clip.encode_from_tokens(clip.tokenize(text), return_dict=True)["cond"]
+            torch.testing.assert_close(encoded.text[row : row + 1, :77].float(), alone.float(), atol=2e-3, rtol=1e-3)
+
+
 def test_low_rank_weights_start_at_the_model_and_the_stock_loader_takes_them() -> None:
     model = sd15()
     twin = sd15()
@@ -233,7 +349,7 @@ def test_low_rank_weights_start_at_the_model_and_the_stock_loader_takes_them() -
 
 SMALL_RUN = {
     "steps": 2, "batch_size": 2, "learning_rate": 1e-4, "seed": 0, "resolution": 128, "rank": 2,
-    "entity_weight": 0.01, "llm_tokens": 64, "llm_prefix": "", "precision": "fp32",
+    "entity_weight": 0.01, "llm_tokens": 64, "llm_prefix": "", "precision": "fp32", "keep_words": 30,
 }  # fmt: skip
 
 
