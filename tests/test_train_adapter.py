@@ -450,6 +450,7 @@ def test_an_interrupted_training_goes_on(server: ComfyClient, dataset: str) -> N
         ({"name": "../away"}, "is no name for a cross adapter"),
         ({"name": "shapeworld-adapter"}, r"There is a lora shapeworld-adapter\.safetensors already"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"keep_words": 1000}, "None of the 5 captions has more than 1000 words"),
     ],
 )
 def test_bad_input_is_refused_by_name(server: ComfyClient, dataset: str, changes: dict[str, Any], says: str) -> None:

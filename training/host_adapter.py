@@ -159,7 +159,7 @@ def encode_captions(
     drawn, a negative prompt is as long as the positive one.
 
     Raises:
-        ValueError: There is no sample, or their sizes differ.
+        ValueError: There is no sample, their sizes differ, or no caption is longer than `keep_words`.
     """
     latents, captions, found = [], [], hashlib.blake2b(digest_size=16)
     part: list[Captioned] = []
@@ -180,6 +180,12 @@ def encode_captions(
             encode()
     if part:
         encode()
+    kept = [len(caption.split()) <= run.keep_words for caption in captions]
+    if all(kept):
+        raise ValueError(
+            f"None of the {len(captions)} captions has more than {run.keep_words} words, so nothing would be learnt "
+            "from the pictures. Set keep_words lower; 0 learns from all."
+        )
     text, llm_values, vectors = [], [], []
     parts = [max(len(one) for one in clip.tokenize(caption).values()) for caption in captions]
     blank = torch.zeros_like(latents[0][:1], dtype=torch.float32)
@@ -200,7 +206,7 @@ def encode_captions(
         torch.cat(vectors) if vectors else None,
         pairs,
         [all_text.shape[1] // max(parts) * count for count in parts],
-        [len(caption.split()) <= run.keep_words for caption in captions],
+        kept,
     )
     return encoded, captions, found.hexdigest()
 
