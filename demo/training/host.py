@@ -44,3 +44,16 @@ def initialise(module: torch.nn.Module) -> None:
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bf16() -> bool:
+    """Whether the device computes in bfloat16. A CPU that does not takes over twenty times as long in it."""
+    if device().type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+
+
+def autocast() -> torch.autocast:
+    """Computes in bfloat16 inside, where the device can."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=has_bf16())

@@ -13,7 +13,7 @@ from shapeworld.render import render
 from shapeworld.scene import Scene, random_scene
 from torch.nn.functional import cross_entropy, interpolate, pad
 
-from .host import device
+from .host import autocast, device
 from .loop import train
 from .text import Tokens
 
@@ -107,7 +107,7 @@ def train_scorer(work: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
         x = normalise(disturb(pictures[picks].to(device()).float() / 255, rng)).contiguous(
             memory_format=torch.channels_last
         )
-        with torch.autocast(device().type, torch.bfloat16):
+        with autocast():
             seen = model.encode_image(x, normalize=True).float()
         said = model.encode_text(rows.batch(captions, rng).to(device()), normalize=True)
         fit = model.logit_scale.clamp(max=math.log(100)).exp() * seen @ said.T

@@ -15,7 +15,7 @@ from shapeworld.caption import STYLE_PREFIX, STYLE_SUFFIX, describe, write, writ
 from shapeworld.dense import dense_words, tell
 from shapeworld.scene import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, TEXTURES, random_scene
 
-from .host import device, use_host
+from .host import autocast, device, use_host
 from .loop import train
 
 SEED, STEPS, BATCH, PEAK = 71, 1_600, 32, 1e-3
@@ -135,7 +135,7 @@ def reading_loss(model: Reader, table: T5Rows, rng: np.random.Generator, batch: 
             inside = [token for token, place in enumerate(starts) if start <= place < end]
             told[at, inside] = torch.tensor(values)
     to = device()
-    with torch.autocast(to.type, torch.bfloat16):
+    with autocast():
         scores = model(rows.to(to), mask.to(to)).float()
     loss, right, start = scores.new_zeros(()), torch.ones(rows.shape, dtype=torch.bool), 0
     for number, values in enumerate(KINDS.values()):

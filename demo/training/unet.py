@@ -15,7 +15,7 @@ from shapeworld.caption import describe, write
 from shapeworld.render import render
 from shapeworld.scene import STYLES, Scene, random_scene
 
-from .host import device, initialise, use_host
+from .host import autocast, device, initialise, use_host
 from .loop import train
 from .text import Tokens, new_text_encoder
 from .vae import LATENT_SCALE, load_autoencoder
@@ -150,7 +150,7 @@ def encode_scenes(work: Path, name: str, scenes: Sequence[Scene]) -> torch.Tenso
         rendered = pool.map(render_array, scenes, chunksize=64)
         while batch := list(itertools.islice(rendered, 64)):
             x = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(device()).float() / 127.5 - 1
-            with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16):
+            with torch.inference_mode(), autocast():
                 out.append(vae.encode(x).float().cpu())
             if len(out) % 50 == 0:
                 print(f"{name}: {64 * len(out)}/{len(scenes)} pictures encoded", flush=True)
@@ -180,7 +180,7 @@ def velocity_loss(
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
     rows = tokens.batch(captions, rng).to(device())
     noisy = (alpha.sqrt() * x + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device().type, torch.bfloat16):
+    with autocast():
         guess = model(noisy, t, rows).float()
     error = ((guess - velocity) ** 2).mean((1, 2, 3))
     snr = (alpha / (1 - alpha)).flatten()

@@ -10,7 +10,7 @@ from shapeworld.render import render
 from shapeworld.scene import random_scene
 from torch.nn.functional import avg_pool2d
 
-from .host import device, initialise, use_host
+from .host import autocast, device, initialise, use_host
 from .loop import train
 
 LATENT_SCALE = 0.18215
@@ -94,7 +94,7 @@ def train_vae(work: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
     def loss_at(step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         x = random_crops(data, rng)
         colour = torch.einsum("ab,bnhw->nahw", matrix, avg_pool2d(x, 8).transpose(0, 1) - centre[:, None, None, None])
-        with torch.autocast(device().type, torch.bfloat16):
+        with autocast():
             latent = model.taesd_encoder(x).float()
             y = model.taesd_decoder(latent + LATENT_NOISE * torch.randn_like(latent)).float()
         align = ((latent[:, :3] - colour) ** 2).mean()
@@ -117,7 +117,7 @@ def train_decoder(work: Path, steps: int = DECODER_STEPS) -> dict[str, torch.Ten
 
     def loss_at(step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         x = random_crops(data, rng)
-        with torch.autocast(device().type, torch.bfloat16):
+        with autocast():
             with torch.no_grad():
                 latent = model.taesd_encoder(x).float()
             y = model.taesd_decoder(latent + DECODER_NOISE * torch.randn_like(latent)).float()
