@@ -30,6 +30,9 @@ ELLA_TOKENS = 128
 KEPT = 16
 """Encoded pairs of prompts that an adapter keeps, of about 2 MB each for SD1.5."""
 
+CLIP_PART = 77
+"""Tokens of a part of text as the host gives it to CLIP's encoders, which take no others."""
+
 Conditioning = list[list[Any]]
 
 
@@ -120,10 +123,9 @@ def _fit(name: str, parts: list[list[Any]], tokens: int) -> list[list[Any]]:
     """The tokens of one tokenizer: one part is cut to `tokens`, and padded to them if it is one of T5's."""
     if len(parts) != 1:
         return parts
-    part = parts[0][:tokens]
     if "t5" in name:
-        part = part + [(0, 1.0)] * (tokens - len(part))
-    return [part]
+        return [parts[0][:tokens] + [(0, 1.0)] * (tokens - len(parts[0]))]
+    return [parts[0][: max(tokens, CLIP_PART)]]
 
 
 def encode_pair(
@@ -229,7 +231,7 @@ def _run(adapter: LoadedAdapter, text: Tensor, llm: Tensor, strength: float) -> 
 def even_tokens(clip: comfy.sd.CLIP, prompts: tuple[str, ...]) -> list[dict[str, Any]]:
     """The tokens of each prompt, with empty parts behind the shorter ones, so that all encode to one length.
 
-    The host reads a long prompt in parts of 77 tokens.
+    The host reads a long prompt in parts of CLIP_PART tokens.
     """
     said = [clip.tokenize(prompt) for prompt in prompts]
     empty = clip.tokenize("")

@@ -174,6 +174,12 @@ def test_both_prompts_get_one_length(text: comfy.sd.CLIP, encoder: tuple[T5Encod
     assert features[0].lost > 0
 
 
+def test_fewer_tokens_than_clip_reads_at_once_are_its_first(text: comfy.sd.CLIP) -> None:
+    found = llm_features(text, "a red star", TOKENS)
+    whole = text.encode_from_tokens(text.tokenize("a red star"), return_dict=True)["cond"]
+    torch.testing.assert_close(found.values, whole[:, :TOKENS].float())
+
+
 def test_strength_0_is_the_stock_encode(text: comfy.sd.CLIP, encoder: tuple[T5EncoderModel, comfy.sd.CLIP]) -> None:
     for prompt in ("", "a (red:1.3) star", LONG):
         positive, negative, features = encode_pair(text, encoder[1], adapter(), (prompt, "bad"), strength=0.0)
