@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy.sd
+import comfy.utils
+import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
@@ -21,6 +23,8 @@ from ..training.low_rank import lora_file
 from .as_image import as_image
 from .cross_adapter import FOLDER_KEY, CrossAdapterSocket
 from .train import AUTO, check_free, chosen_precision, data_folder, places, precision_input, rate_and_seed, watch
+
+NO_LORA = "none"
 
 
 class AtelierTrainCrossAdapter(io.ComfyNode):
@@ -71,6 +75,7 @@ class AtelierTrainCrossAdapter(io.ComfyNode):
         start: LoadedAdapter | None = None,
         captions: str = "",
         keep_words: int = 0,
+        start_lora: str = NO_LORA,
     ) -> io.NodeOutput:
         file, folder = places(name, FOLDER_KEY)
         lora = places(name, "loras")[0]
@@ -90,6 +95,7 @@ class AtelierTrainCrossAdapter(io.ComfyNode):
             entity_weight=entity_weight,
             keep_words=keep_words,
             start=None if start is None else start.module,
+            start_lora=None if start_lora == NO_LORA else _read_lora(start_lora),
         )
         with torch.inference_mode(False):
             adapter, weights = train_adapter(model, clip, vae, llm, run, watch(str(cls.hidden.unique_id), steps))
@@ -106,6 +112,11 @@ class AtelierTrainCrossAdapter(io.ComfyNode):
         held = hold(file.name, adapter.eval().requires_grad_(False), llm_tokens, llm_prefix)
         curve = as_image(draw_curve(file.stem, read_log(folder)))
         return io.NodeOutput(held, model, file.name, lora.name if rank else "", curve)
+
+
+def _read_lora(name: str) -> dict[str, torch.Tensor]:
+    path = folder_paths.get_full_path_or_raise("loras", name)
+    return comfy.utils.load_torch_file(path, safe_load=True)
 
 
 def _sources() -> list[io.Input]:
@@ -200,6 +211,15 @@ def _more() -> list[io.Input]:
             optional=True,
             tooltip="Captions of up to this many words teach the model to draw them as it did before, and not from "
             "their pictures, so that short prompts keep their quality. 0 learns all captions from their pictures.",
+        ),
+        io.Combo.Input(
+            "start_lora",
+            options=[NO_LORA, *folder_paths.get_filename_list("loras")],
+            default=NO_LORA,
+            optional=True,
+            advanced=True,
+            tooltip="The LoRA that was trained along with start, to train it further too. Connect the model without "
+            "it.",
         ),
         CrossAdapterSocket.Input("start", optional=True, tooltip="An adapter to train further. Without, a new one."),
     ]

@@ -98,7 +98,7 @@ def test_schemas_match_the_snapshot(
     server: ComfyClient, pack: dict[str, Schema], request: pytest.FixtureRequest
 ) -> None:
     """A changed schema breaks saved workflows, so a change must be meant: --update-snapshots writes it."""
-    folders = ("checkpoints", "text_encoders", "cross_adapters")
+    folders = ("checkpoints", "text_encoders", "cross_adapters", "loras")
     installed = {DEMO_SCORER, "none installed", *(name for key in folders for name in server.get(f"/models/{key}"))}
     live = json.loads(json.dumps(pack))
     for schema in live.values():

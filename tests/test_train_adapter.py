@@ -22,7 +22,7 @@ from atelier.training.entities import entity_pairs
 from atelier.training.host_adapter import AdapterRun, encode_captions, plain_attention
 from atelier.training.host_edit import Watch
 from atelier.training.loop import Plan
-from atelier.training.low_rank import add_low_rank, lora_file, without_low_rank
+from atelier.training.low_rank import add_low_rank, lora_file, start_low_rank, without_low_rank
 from comfy_api_client import ComfyClient, GraphError
 from PIL import Image
 from safetensors.torch import load_file
@@ -345,6 +345,29 @@ def test_low_rank_weights_start_at_the_model_and_the_stock_loader_takes_them() -
     patched.unpatch_model()
 
 
+def test_low_rank_weights_go_on_from_a_file() -> None:
+    """In a training of the same rank or a higher one the model says what it said with the LoRA."""
+    unet = sd15().model.diffusion_model
+    add_low_rank(unet, 2)
+    with torch.no_grad():
+        for number, weight in enumerate(w for w in unet.parameters() if w.requires_grad):
+            weight.add_(normal(*weight.shape, seed=number) * 0.1)
+    file = lora_file(dict(unet.named_parameters()))
+    x, t, text = normal(1, 4, 8, 8, seed=1), torch.tensor([500.0]), normal(1, 6, TEXT_WIDTH, seed=2)
+    for rank in (2, 3):
+        other = sd15().model.diffusion_model
+        add_low_rank(other, rank)
+        start_low_rank(other, file)
+        torch.testing.assert_close(other(x, t, context=text), unet(x, t, context=text), atol=2e-3, rtol=2e-2)
+    with pytest.raises(ValueError, match=r"has rank 2 in .*, and this training has 1\. Set the rank"):
+        low = sd15().model.diffusion_model
+        add_low_rank(low, 1)
+        start_low_rank(low, file)
+    for wrong in ({**file, "lora_te.alpha": torch.ones(())}, dict(list(file.items())[1:])):
+        with pytest.raises(ValueError, match="has not the layers of this training"):
+            start_low_rank(other, wrong)
+
+
 # --- the node --------------------------------------------------------------------------------------------------
 
 SMALL_RUN = {
@@ -424,6 +447,27 @@ def test_an_adapter_is_trained_and_its_files_open(server: ComfyClient, dataset: 
     assert entry["outputs"]["report"]["text"][0].startswith("positive: ")
 
 
+def test_a_training_goes_on_from_an_adapter_and_its_lora(server: ComfyClient, dataset: str) -> None:
+    """One step at a low rate ends next to the files that it began with."""
+    queued = graph(
+        dataset, "further", steps=1, rank=14, learning_rate=1e-6, start=["start", 0],
+        start_lora="shapeworld-adapter.safetensors",
+    )  # fmt: skip
+    queued["start"] = {"class_type": "AtelierLoadCrossAdapter", "inputs": {"adapter": "shapeworld.safetensors"}}
+    server.queue(queued)
+    output, models = server.base / "output", server.base / "models"
+    made = load_file(output / "loras" / "further.safetensors")
+    began = load_file(models / "loras" / "shapeworld-adapter.safetensors")
+    assert made.keys() == began.keys()
+    for key, weight in began.items():
+        mine = made[key].flatten(1)
+        kept = mine[:, : weight.shape[1]] if "lora_up" in key else mine[: len(weight)]
+        torch.testing.assert_close(kept.float(), weight.flatten(1).float(), atol=1e-4, rtol=1e-3)
+    adapter = load_file(output / "cross_adapters" / "further.safetensors")
+    for key, weight in load_file(models / "cross_adapters" / "shapeworld.safetensors").items():
+        torch.testing.assert_close(adapter[key], weight.float(), atol=1e-4, rtol=1e-3)
+
+
 def test_an_interrupted_training_goes_on(server: ComfyClient, dataset: str) -> None:
     stops: list[threading.Thread] = []
     folder = server.base / "output" / "atelier_training" / "long adapter"
@@ -450,6 +494,8 @@ def test_an_interrupted_training_goes_on(server: ComfyClient, dataset: str) -> N
         ({"name": "../away"}, "is no name for a cross adapter"),
         ({"name": "shapeworld-adapter"}, r"There is a lora shapeworld-adapter\.safetensors already"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"start_lora": "shapeworld-adapter.safetensors"}, r"has rank 12 in .* this training has 2\. Set the rank"),
+        ({"start_lora": "shapeworld-adapter.safetensors", "rank": 0}, "needs a rank"),
         ({"keep_words": 1000}, "None of the 5 captions has more than 1000 words"),
     ],
 )

@@ -29,7 +29,7 @@ from .entities import Span, entity_pairs
 from .host_edit import ENCODED_AT_ONCE, PRECISIONS, Watch, to_uint8
 from .host_unet import baked_weights, digest, host_model, training_levels
 from .loop import Plan, Progress, train
-from .low_rank import add_low_rank
+from .low_rank import add_low_rank, start_low_rank
 from .sample_text import sample_text
 
 PREVIEWS, FEWEST_BETWEEN = 10, 100
@@ -48,6 +48,7 @@ class AdapterRun:
     keep_words: captions of up to so many words are learnt from the model as it was, not from their pictures.
     use_adapter: without it, the low-rank weights are trained alone, to compare with.
     start: an adapter to go on from.
+    start_lora: low-rank weights to go on from, as the tensors of a LoRA file.
     """
 
     samples: Iterable[Captioned]
@@ -63,12 +64,15 @@ class AdapterRun:
     keep_words: int = 0
     use_adapter: bool = True
     start: CrossAdapter | None = None
+    start_lora: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.tokens < 1:
             raise ValueError("A batch needs 1 picture or more, and a caption 1 token or more.")
         if not self.use_adapter and not self.rank:
             raise ValueError("With neither an adapter nor low-rank weights there is nothing to train.")
+        if self.start_lora is not None and not self.rank:
+            raise ValueError("Going on from a LoRA needs a rank: set it to that of the LoRA, or higher.")
 
 
 def train_adapter(
@@ -106,6 +110,8 @@ def train_adapter(
     }  # fmt: skip
     if run.keep_words:
         about["keep_words"] = run.keep_words
+    if run.start_lora is not None:
+        about["start_lora"] = digest(run.start_lora.values())
     device = comfy.model_management.get_torch_device()
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
@@ -114,6 +120,8 @@ def train_adapter(
     unet = base.diffusion_model.to(device).eval().requires_grad_(False)
     if run.rank:
         add_low_rank(unet, run.rank)
+    if run.start_lora is not None:
+        start_low_rank(unet, run.start_lora)
     parts = nn.ModuleDict({"unet": unet} | ({"adapter": adapter.to(device)} if adapter is not None else {}))
     sampling = training_levels(model.get_model_object("model_sampling"), device)
     precision = PRECISIONS[run.precision]

@@ -61,3 +61,34 @@ def lora_file(weights: Mapping[str, Tensor], prefix: str = "diffusion_model.") -
             key = f"{prefix}{layer}.lora_{part}.weight"
             made[key] = weight.detach().half().cpu().contiguous()
     return made
+
+
+def start_low_rank(module: nn.Module, file: Mapping[str, Tensor], prefix: str = "diffusion_model.") -> None:
+    """Put the tensors of a file of `lora_file` into the low-rank weights that `add_low_rank` gave a module.
+
+    A file of a lower rank leaves the rest as new weights are, which add nothing yet.
+
+    Raises:
+        ValueError: The file is not one for these layers, or of a higher rank.
+    """
+    places = {
+        f"{prefix}{name.partition(_MARK)[0]}.lora_{name.rpartition('.')[2]}.weight": weight
+        for name, weight in module.named_parameters()
+        if _MARK in name
+    }
+    if strange := sorted({*file} ^ {*places}):
+        raise ValueError(
+            f"The LoRA to go on from has not the layers of this training: {strange[0]} is in one of them alone. Take "
+            "one that Train Cross-Adapter made for this model."
+        )
+    with torch.no_grad():
+        for key, weight in places.items():
+            values, own = file[key].flatten(1).to(weight), weight
+            if key.endswith("lora_up.weight"):
+                values, own = values.T, weight.T
+            if len(values) > len(own) or values.shape[1] != own.shape[1]:
+                raise ValueError(
+                    f"The LoRA to go on from has rank {len(values)} in {key}, and this training has {len(own)}. Set "
+                    "the rank to that of the LoRA, or higher, and connect the model that it was made for."
+                )
+            own[: len(values)].copy_(values)
