@@ -125,6 +125,71 @@ def entity_loss(maps: Sequence[EntityMaps]) -> Tensor:
     return torch.cat(distances).mean() if distances else torch.zeros(())
 
 
+class _Batch:
+    """A batch of captions, and what the model says of it and is to say. Captions of one length are asked together."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        adapter: CrossAdapter | None,
+        data: CaptionedLatents,
+        picks: np.ndarray,
+        dropped: np.ndarray,
+        plain: Callable[..., Tensor],
+        precision: torch.dtype | None,
+        paired: bool,
+    ) -> None:
+        """Takes the numbers of the captions [N], and which of them are dropped; `paired` asks for maps of the pairs."""
+        self.unet, self.adapter, self.plain, self.precision = unet, adapter, plain, precision
+        self.device = next(unet.parameters()).device
+        rows = torch.from_numpy(np.where(dropped, len(data.latents), picks))
+        self.text, self.llm = (part[rows].to(self.device, torch.float32) for part in (data.text, data.llm))
+        self.vectors = None if data.vectors is None else data.vectors[rows].to(self.device, torch.float32)
+        self.pairs: list[Pairs] = [
+            data.pairs[pick] if paired and data.pairs and not lost else ()
+            for pick, lost in zip(picks, dropped, strict=True)
+        ]
+        self.groups = data.by_length(picks)
+        self.kept = torch.tensor([bool(data.kept) and data.kept[pick] for pick in picks])
+        self.maps = list[EntityMaps]()
+
+    def predict(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """What the model says of the noisy latents [N, C, H, W]."""
+        parts = []
+        for length, places in self.groups:
+            with self._computing():
+                context = self.text[places, :length]
+                if self.adapter is not None:
+                    context = self.adapter(context, self.llm[places])
+                pairs = [_shifted(self.pairs[place], length) for place in places]
+                self.maps.append(EntityMaps(self.plain, pairs, context.shape[1], self.device))
+                parts.append(self._ask(noisy, timestep, places, context, self.maps[-1].attend))
+        return torch.cat(parts)[torch.cat([places for _, places in self.groups]).argsort()]
+
+    def correct(self, noisy: Tensor, timestep: Tensor, wanted: Tensor) -> Tensor:
+        """What it is to say: `wanted`, and for kept captions what it says without adapter and low-rank weights."""
+        wanted = wanted.clone()
+        for length, places in self.groups:
+            if len(same := places[self.kept[places]]):
+                with torch.no_grad(), without_low_rank(self.unet), self._computing():
+                    said = self._ask(noisy, timestep, same, self.text[same, :length], self._unsteered)
+                wanted[same] = said.float()
+        return wanted
+
+    def _ask(
+        self, noisy: Tensor, timestep: Tensor, places: Tensor, context: Tensor, attend: Callable[..., Tensor]
+    ) -> Tensor:
+        more = {} if self.vectors is None else {"y": self.vectors[places]}
+        options = {"optimized_attention_override": attend}
+        return self.unet(noisy[places], timestep[places], context=context, transformer_options=options, **more)
+
+    def _unsteered(self, _: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return self.plain(*args, **kwargs)
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
+
+
 def adapter_loss(
     unet: nn.Module,
     adapter: CrossAdapter | None,
@@ -145,54 +210,13 @@ def adapter_loss(
     """
     picks = rng.integers(0, len(data.latents), batch)
     dropped = rng.random(batch) < CAPTION_DROPOUT
-    rows = torch.from_numpy(np.where(dropped, len(data.latents), picks))
-    device = next(unet.parameters()).device
-    latent = data.latents[torch.from_numpy(picks)].to(device, torch.float32)
-    text, llm = (part[rows].to(device, torch.float32) for part in (data.text, data.llm))
-    vectors = None if data.vectors is None else data.vectors[rows].to(device, torch.float32)
-    told: list[Pairs] = [()] * batch
-    if adapter is not None and entity_weight and data.pairs:
-        told = [() if lost else data.pairs[pick] for pick, lost in zip(picks, dropped, strict=True)]
-    groups = data.by_length(picks)
-    kept = torch.tensor([bool(data.kept) and data.kept[pick] for pick in picks])
-    maps: list[EntityMaps] = []
-
-    def ask(noisy: Tensor, timestep: Tensor, places: Tensor, context: Tensor, attend: Callable[..., Tensor]) -> Tensor:
-        more = {} if vectors is None else {"y": vectors[places]}
-        options = {"optimized_attention_override": attend}
-        return unet(noisy[places], timestep[places], context=context, transformer_options=options, **more)
-
-    def computing() -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if precision is None else torch.autocast(device.type, precision)
-
-    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        parts = []
-        for length, places in groups:
-            with computing():
-                context = text[places, :length]
-                if adapter is not None:
-                    context = adapter(context, llm[places])
-                shifted = [_shifted(told[place], length) for place in places]
-                maps.append(EntityMaps(plain, shifted, context.shape[1], device))
-                parts.append(ask(noisy, timestep, places, context, maps[-1].attend))
-        return torch.cat(parts)[torch.cat([places for _, places in groups]).argsort()]
-
-    def unsteered(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return plain(*args, **kwargs)
-
-    def correct(noisy: Tensor, timestep: Tensor, wanted: Tensor) -> Tensor:
-        wanted = wanted.clone()
-        for length, places in groups:
-            if len(same := places[kept[places]]):
-                with torch.no_grad(), without_low_rank(unet), computing():
-                    said = ask(noisy, timestep, same, text[same, :length], unsteered)
-                wanted[same] = said.float()
-        return wanted
-
-    error, weight = denoising_errors(sampling, latent, rng, predict, correct)
-    found = {"loss": (error * weight * torch.where(kept, KEPT_WEIGHT, 1.0).to(device)).mean()}
+    paired = adapter is not None and entity_weight > 0
+    asked = _Batch(unet, adapter, data, picks, dropped, plain, precision, paired)
+    latent = data.latents[torch.from_numpy(picks)].to(asked.device, torch.float32)
+    error, weight = denoising_errors(sampling, latent, rng, asked.predict, asked.correct)
+    found = {"loss": (error * weight * torch.where(asked.kept, KEPT_WEIGHT, 1.0).to(asked.device)).mean()}
     if entity_weight:
-        found["entities"] = entity_loss(maps).to(device)
+        found["entities"] = entity_loss(asked.maps).to(asked.device)
         found["loss"] = found["loss"] + entity_weight * found["entities"]
     return found
 
