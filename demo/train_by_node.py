@@ -32,7 +32,7 @@ def adapter_graph(folder: Path, steps: int) -> dict[str, Any]:
     """The template's graph, with the settings of the demo's training."""
     from shapeworld.captioned import SEED
     from training.adapter import BATCH, ENTITY_WEIGHT, KEEP_WORDS, PEAK, RANK, TOKENS
-    from training.host import has_bf16
+    from training.host import precision
 
     return {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "shapeworld-base.safetensors"}},
@@ -43,7 +43,7 @@ def adapter_graph(folder: Path, steps: int) -> dict[str, Any]:
                 "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "llm": ["2", 0], "dataset": str(folder),
                 "name": NAME, "steps": steps, "batch_size": BATCH, "learning_rate": PEAK, "seed": SEED,
                 "resolution": 128, "rank": RANK, "entity_weight": ENTITY_WEIGHT, "llm_tokens": TOKENS,
-                "llm_prefix": "", "precision": "bf16" if has_bf16() else "fp32", "keep_words": KEEP_WORDS,
+                "llm_prefix": "", "precision": precision(), "keep_words": KEEP_WORDS,
             },
         },
     }  # fmt: skip
@@ -143,11 +143,11 @@ def train_control(folder: Path, work: Path, loras: Path, steps: int) -> None:
     from safetensors.torch import save_file
     from shapeworld.captioned import SEED
     from training.adapter import BATCH, KEEP_WORDS, PEAK, RANK, TOKENS
-    from training.host import has_bf16
+    from training.host import precision
 
     base = load_checkpoint("base")
     run = AdapterRun(
-        read_captions(folder, 128), Plan(steps, PEAK, SEED), BATCH, "bf16" if has_bf16() else "fp32", work / CONTROL,
+        read_captions(folder, 128), Plan(steps, PEAK, SEED), BATCH, precision(), work / CONTROL,
         TOKENS, "", rank=RANK, keep_words=KEEP_WORDS, use_adapter=False,
     )  # fmt: skip
 

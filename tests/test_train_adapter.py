@@ -241,7 +241,7 @@ def test_captions_of_several_lengths_are_learnt_as_if_each_were_alone(
 
 
 def test_pairs_are_counted_behind_the_captions_own_text(unet: nn.Module) -> None:
-    """The language model's tokens stand behind the text, wherever that ends, so their maps are the same."""
+    """The language model's tokens stand behind the text, wherever that ends: a mixed batch is between its parts."""
     torch.manual_seed(0)
     adapter = CrossAdapter(SHAPE)
     of = data(4, pairs=[[((0,), (3,)), ((1,), (4,))]] * 4)

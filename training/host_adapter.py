@@ -207,15 +207,11 @@ def encode_captions(
         if number % 50 == 0:
             watch.say(f"{number} captions encoded")
     pairs = [caption_pairs(llm, caption, run) for caption in captions] if run.entity_weight else ()
+    lengths = [text[0].shape[1] // max(parts) * count for count in parts]
     encoded = CaptionedLatents(
-        torch.cat(latents),
-        all_text := torch.cat(text),
-        torch.cat(llm_values),
-        torch.cat(vectors) if vectors else None,
-        pairs,
-        [all_text.shape[1] // max(parts) * count for count in parts],
-        kept,
-    )
+        torch.cat(latents), torch.cat(text), torch.cat(llm_values), torch.cat(vectors) if vectors else None, pairs,
+        lengths, kept,
+    )  # fmt: skip
     return encoded, captions, found.hexdigest()
 
 
