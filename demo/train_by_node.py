@@ -7,14 +7,18 @@
 - adapter: the Cross-Adapter with its LoRA. The language model has to be there: `python demo/train.py t5`.
 - policy: reinforcement of the prompt policy, which has to be there: `python demo/train.py policy`.
 - control: the LoRA alone, for as many steps on the same pictures, in this process, to compare with; it is not shipped.
+
+The adapter and the control are trained in stages; a stage whose weights are there is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +32,37 @@ POLICY, LEARNT = "shapeworld", "demo-policy-rl"
 """The policy to start from, and the name of the training."""
 
 
-def adapter_graph(folder: Path, steps: int) -> dict[str, Any]:
-    """The template's graph, with the settings of the demo's training."""
+def stage_name(name: str, stage: int) -> str:
+    """The last stage has the name, the ones before it have a number."""
+    from training.adapter import STAGES
+
+    return name if stage == len(STAGES) - 1 else f"{name}-{stage + 1}"
+
+
+def adapter_graph(folder: Path, stage: int) -> dict[str, Any]:
+    """The template's graph, with the settings of a stage of the demo's training."""
     from shapeworld.captioned import SEED
-    from training.adapter import BATCH, ENTITY_WEIGHT, KEEP_WORDS, PEAK, RANK, TOKENS
+    from training.adapter import BATCH, ENTITY_WEIGHT, RANK, STAGES, TOKENS
     from training.host import precision
 
-    return {
+    graph: dict[str, Any] = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "shapeworld-base.safetensors"}},
         "2": {"class_type": "AtelierLoadLLMEncoder", "inputs": {"encoder": "shapeworld-t5.safetensors"}},
         "3": {
             "class_type": "AtelierTrainCrossAdapter",
             "inputs": {
                 "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "llm": ["2", 0], "dataset": str(folder),
-                "name": NAME, "steps": steps, "batch_size": BATCH, "learning_rate": PEAK, "seed": SEED,
-                "resolution": 128, "rank": RANK, "entity_weight": ENTITY_WEIGHT, "llm_tokens": TOKENS,
-                "llm_prefix": "", "precision": precision(), "keep_words": KEEP_WORDS,
+                "name": stage_name(NAME, stage), "batch_size": BATCH, "seed": SEED, "resolution": 128, "rank": RANK,
+                "entity_weight": ENTITY_WEIGHT, "llm_tokens": TOKENS, "llm_prefix": "", "precision": precision(),
+                **asdict(STAGES[stage]),
             },
         },
     }  # fmt: skip
+    if stage:
+        before = f"{stage_name(NAME, stage - 1)}.safetensors"
+        graph["4"] = {"class_type": "AtelierLoadCrossAdapter", "inputs": {"adapter": before}}
+        graph["3"]["inputs"] |= {"start": ["4", 0], "start_lora": before}
+    return graph
 
 
 def policy_graph(steps: int) -> dict[str, Any]:
@@ -111,26 +127,31 @@ def train_policy(url: str, output: Path, steps: int) -> None:
     draw_policy("policy_rl", log).save(curve.with_suffix(".png"))
 
 
-def train_adapter(url: str, folder: Path, output: Path, steps: int) -> None:
-    """Queues the node, and writes what it made as the small files that the repository ships."""
+def train_adapter(url: str, folder: Path, output: Path) -> None:
+    """Queues the node for each stage whose weights are not there yet, and writes what the last one made as the small
+    files that the repository ships."""
     from assemble import in_8_bits
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
+    from training.adapter import STAGES
 
     from training.loop import draw_curve
 
-    queue(url, adapter_graph(folder, steps), NAME)
-    file, lora = (output / kind / f"{NAME}.safetensors" for kind in ("cross_adapters", "loras"))
+    for number, stage in enumerate(STAGES):
+        name = stage_name(NAME, number)
+        file, lora = (output / kind / f"{name}.safetensors" for kind in ("cross_adapters", "loras"))
+        if not (file.is_file() and lora.is_file()):
+            queue(url, adapter_graph(folder, number), name)
+            curve = copy_log(output / "atelier_training" / name, stage_name("adapter", number), stage.steps)
+            draw_curve(curve, curve.with_suffix(".png"))
     with safe_open(file, "pt") as opened:
         about = dict(opened.metadata())
     save_file(in_8_bits(load_file(file)), OUT / "adapter.safetensors", about)
     save_file(in_8_bits(load_file(lora)), OUT / "adapter_lora.safetensors", {})
-    curve = copy_log(output / "atelier_training" / NAME, "adapter", steps)
-    draw_curve(curve, curve.with_suffix(".png"))
 
 
-def train_control(folder: Path, work: Path, loras: Path, steps: int) -> None:
-    """Trains the low-rank weights without an adapter, in this process."""
+def train_control(folder: Path, work: Path, loras: Path) -> None:
+    """Trains the low-rank weights without an adapter, in this process, in the same stages."""
     from _world import load_checkpoint, load_llm, pack, start_host
 
     start_host()
@@ -140,24 +161,30 @@ def train_control(folder: Path, work: Path, loras: Path, steps: int) -> None:
     from atelier.training.host_edit import Watch
     from atelier.training.loop import Plan
     from atelier.training.low_rank import lora_file
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
     from shapeworld.captioned import SEED
-    from training.adapter import BATCH, KEEP_WORDS, PEAK, RANK, TOKENS
+    from training.adapter import BATCH, RANK, STAGES, TOKENS
     from training.host import precision
 
-    base = load_checkpoint("base")
-    run = AdapterRun(
-        read_captions(folder, 128), Plan(steps, PEAK, SEED), BATCH, precision(), work / CONTROL,
-        TOKENS, "", rank=RANK, keep_words=KEEP_WORDS, use_adapter=False,
-    )  # fmt: skip
+    base, start = load_checkpoint("base"), None
+    for number, stage in enumerate(STAGES):
+        name = stage_name(CONTROL, number)
+        file = loras / f"{name}.safetensors"
+        if not file.is_file():
+            run = AdapterRun(
+                read_captions(folder, 128), Plan(stage.steps, stage.learning_rate, SEED), BATCH, precision(),
+                work / name, TOKENS, "", rank=RANK, keep_words=stage.keep_words, use_adapter=False, start_lora=start,
+            )  # fmt: skip
+            watch = Watch(print, functools.partial(_print_step, name, stage.steps))
+            weights = train_adapter(base.model, base.clip, base.vae, load_llm(), run, watch)[1]
+            tensors = lora_file({key.removeprefix("unet."): value for key, value in weights.items()})
+            save_file(tensors, file)
+        start = load_file(file)
 
-    def each_step(step: int, loss: float) -> None:
-        if step % 20 == 0:
-            print(f"{CONTROL}: {step}/{steps}  loss {loss:.4f}", flush=True)
 
-    weights = train_adapter(base.model, base.clip, base.vae, load_llm(), run, Watch(print, each_step))[1]
-    tensors = lora_file({name.removeprefix("unet."): value for name, value in weights.items()})
-    save_file(tensors, loras / f"{CONTROL}.safetensors")
+def _print_step(name: str, steps: int, step: int, loss: float) -> None:
+    if step % 20 == 0:
+        print(f"{name}: {step}/{steps}  loss {loss:.4f}", flush=True)
 
 
 def main() -> None:
@@ -169,22 +196,22 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=home / "training", help="where pictures and unfinished training are"
     )
-    parser.add_argument("--steps", type=int, help="train for this many steps instead of the demo's number")
+    parser.add_argument("--steps", type=int, help="policy: train for this many steps instead of the demo's number")
     options = parser.parse_args()
 
     from shapeworld.captioned import make_folder
 
-    from training import adapter, policy_rl
+    from training import policy_rl
 
     if options.what == "policy":
         train_policy(options.url, options.base / "output", options.steps or policy_rl.STEPS)
         return
-    folder, steps = options.work.resolve() / "captions", options.steps or adapter.STEPS
+    folder = options.work.resolve() / "captions"
     make_folder(folder)
     if options.what == "control":
-        train_control(folder, options.work, options.base / "models" / "loras", steps)
+        train_control(folder, options.work, options.base / "models" / "loras")
     else:
-        train_adapter(options.url, folder, options.base / "output", steps)
+        train_adapter(options.url, folder, options.base / "output")
 
 
 if __name__ == "__main__":
