@@ -1,6 +1,6 @@
 """LLM4GEN's Cross-Adapter: is it the paper's, what does it cost, and are dense prompts drawn as they say?
 
-Four parts, each with figures of its own:
+Three parts, each with figures of its own:
 
 - parity: the module against an implementation written from the paper, for several widths, heads and layers.
 - costs: whole runs of a full-size SD1.5 layout with random weights, with the adapter's tokens and without, in turn in
@@ -9,7 +9,6 @@ Four parts, each with figures of its own:
   base with low-rank weights that were trained for as many steps on the same pictures without the adapter, and by the
   base with adapter and low-rank weights. The oracle says which things have their colour and their shape, and which
   colours are where the prompt wants them.
-- strength: the same prompts with the adapter and its low-rank weights at WEAKER of their strength.
 
 The weights without the adapter are not shipped: `python demo/train_by_node.py control` makes them.
 With --part, the figures of the other parts stay in the result file as they are.
@@ -44,9 +43,9 @@ from shapeworld.scene import nearest_place  # noqa: E402
 from shapeworld.trial import bound, largest, one_object_prompts  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-DENSE, SINGLE, WEAKER = 200, 400, 0.6
-"""Prompts, and the strength of the last part. Of 200 prompts of one thing, the difference of two models has a standard
-error of 2 points, as much as the goal."""
+DENSE, SINGLE = 200, 400
+"""Prompts. Of 200 prompts of one thing, the difference of two models has a standard error of 2 points, as much as the
+goal."""
 SHAPES = (AdapterShape(24, 16), AdapterShape(12, 32, 4, layers=2), AdapterShape(40, 64, 8))
 LORAS = HOME / "base" / "models" / "loras"
 LORA, CONTROL = LORAS / f"{ADAPTER_LORA}.safetensors", LORAS / "shapeworld-no-adapter.safetensors"
@@ -111,17 +110,12 @@ def judged(
     return pictures, things_bound(pictures, dense), single_right(shown, single_things)
 
 
-def trial(quick: bool) -> tuple[Prompts, Prompts]:
-    """Dense prompts, and prompts of one thing."""
-    return long_prompts(8 if quick else DENSE), one_object_prompts(8 if quick else SINGLE)
-
-
 def binding_part(quick: bool, note: Note) -> None:
     llm, adapter, base = load_llm(), load_adapter(), load_checkpoint("base")
     arms = {"base": (base, None), "adapter": (with_lora(base, LORA), adapter)}
     if CONTROL.is_file():
         arms["finetuned"] = (with_lora(base, CONTROL), None)
-    dense, single_things = trial(quick)
+    dense, single_things = long_prompts(8 if quick else DENSE), one_object_prompts(8 if quick else SINGLE)
     bindings, ones, sheets = {}, {}, {}
     for name, (checkpoint, module) in arms.items():
         pictures, bindings[name], ones[name] = judged(checkpoint, module, llm, dense, single_things)
@@ -140,13 +134,7 @@ def binding_part(quick: bool, note: Note) -> None:
         save_sheet(torch.stack([one for name in order for one in sheets[name]]), RESULTS / "adapter_dense.jpg")
 
 
-def strength_part(quick: bool, note: Note) -> None:
-    weaker = with_lora(load_checkpoint("base"), LORA, WEAKER)
-    _, bindings, ones = judged(weaker, load_adapter(), load_llm(), *trial(quick))
-    note({"one_object_weaker": share(ones), "binding_weaker": share([hit for hits in bindings for hit in hits])})
-
-
-PARTS = {"parity": parity_part, "costs": costs_part, "binding": binding_part, "strength": strength_part}
+PARTS = {"parity": parity_part, "costs": costs_part, "binding": binding_part}
 
 
 @torch.inference_mode()
