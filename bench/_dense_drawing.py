@@ -46,10 +46,10 @@ def drawn(
     return [pictures[number] for number in range(len(prompts))]
 
 
-def with_lora(checkpoint: Checkpoint, file: Path, strength: float = 1.0) -> Checkpoint:
+def with_lora(checkpoint: Checkpoint, file: Path) -> Checkpoint:
     """The checkpoint with a LoRA on its model."""
     lora = comfy.utils.load_torch_file(str(file), safe_load=True)
-    return replace(checkpoint, model=comfy.sd.load_lora_for_models(checkpoint.model, None, lora, strength, 0.0)[0])
+    return replace(checkpoint, model=comfy.sd.load_lora_for_models(checkpoint.model, None, lora, 1.0, 0.0)[0])
 
 
 def _joined(conditionings: Sequence[list]) -> list:
