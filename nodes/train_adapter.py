@@ -209,9 +209,8 @@ def _more() -> list[io.Input]:
             min=0,
             max=1000,
             optional=True,
-            tooltip="Captions of up to this many words, and the empty one, teach the model to draw them as it did "
-            "before, and not from their pictures, so that short prompts keep their quality. 0 learns all captions from "
-            "their pictures.",
+            tooltip="Captions of up to this many words teach the model to draw them as it did before, and not from "
+            "their pictures, so that short prompts keep their quality. 0 learns all captions from their pictures.",
         ),
         io.Combo.Input(
             "start_lora",

@@ -300,19 +300,6 @@ def test_only_kept_captions_are_kept_and_each_counts_by_its_weight(
     assert all_kept > 0
 
 
-def test_the_empty_caption_is_kept_with_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guidance draws short prompts by it, so it stays, whatever picture it was shown with."""
-    unet = sd15().model.diffusion_model
-    add_low_rank(unet, 3)
-    some_kept, none_kept = (replace(data(8), kept=[one] + [False] * 7) for one in (True, False))
-    with torch.no_grad():
-        monkeypatch.setattr("atelier.training.cross_adapter.CAPTION_DROPOUT", 1.0)
-        assert float(loss(unet, None, some_kept)["loss"]) == 0.0
-        assert float(loss(unet, None, none_kept)["loss"]) > 0.0
-        monkeypatch.setattr("atelier.training.cross_adapter.CAPTION_DROPOUT", 0.0)
-        assert float(loss(unet, None, some_kept)["loss"]) > 0.0
-
-
 @pytest.mark.parametrize("words", [0, 3])
 def test_captions_are_encoded_with_their_lengths(words: int) -> None:
     import comfy.supported_models_base

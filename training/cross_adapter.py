@@ -1,9 +1,8 @@
 """Training a Cross-Adapter: noise prediction, and attention that entities guide (LLM4GEN, arXiv 2407.00737).
 
 The UNet is frozen, or follows by low-rank weights. A caption in ten is dropped, so that guidance works. Short captions
-and the empty one can be learnt from the UNet as it was instead of from their pictures, so that what it draws well from
-them stays; that is prior preservation (DreamBooth, arXiv 2208.12242, section 3.2) by what the model says in the place
-of what it draws.
+can be learnt from the UNet as it was instead of from their pictures, so that what it draws well from them stays; that
+is prior preservation (DreamBooth, arXiv 2208.12242, section 3.2) by what the model says in the place of what it draws.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .denoising import Sampling, denoising_errors
 from .low_rank import without_low_rank
 
 CAPTION_DROPOUT = 0.1
-KEPT_WEIGHT = 20.0
+KEPT_WEIGHT = 10.0
 """How much a kept caption counts. Its loss is far smaller than that of others, which have noise to guess.
 
 In the demo world, guided predictions of short prompts ended 0.6 to 0.8 times as far from the model's own as with 3, and
@@ -42,8 +41,7 @@ class CaptionedLatents:
     vectors: [N + 1, width], what the model wants beside, as SDXL does, or None.
     pairs: N entries.
     lengths: N entries, how many tokens of `text` a caption has by itself. The UNet sees no more, as when it draws.
-    kept: N entries, whether to learn what the model says without adapter and low-rank weights, not the picture. If any
-        is, the empty caption is learnt so too.
+    kept: N entries, whether to learn what the model says without adapter and low-rank weights, not the picture.
     """
 
     latents: Tensor
@@ -152,10 +150,7 @@ class _Batch:
             for pick, lost in zip(picks, dropped, strict=True)
         ]
         self.groups = data.by_length(picks)
-        keeping = any(data.kept)
-        self.kept = torch.tensor(
-            [keeping and (bool(lost) or data.kept[pick]) for pick, lost in zip(picks, dropped, strict=True)]
-        )
+        self.kept = torch.tensor([bool(data.kept) and data.kept[pick] for pick in picks])
         self.maps = list[EntityMaps]()
 
     def predict(self, noisy: Tensor, timestep: Tensor) -> Tensor:

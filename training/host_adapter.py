@@ -45,8 +45,7 @@ class AdapterRun:
     tokens, prefix: how the language model reads a caption, which the adapter's file will say.
     rank: of the low-rank weights with which the UNet follows; 0 freezes it.
     entity_weight: of the entity-guided loss.
-    keep_words: captions of up to so many words, and the empty one, are learnt from the model as it was, not from their
-        pictures.
+    keep_words: captions of up to so many words are learnt from the model as it was, not from their pictures.
     use_adapter: without it, the low-rank weights are trained alone, to compare with.
     start: an adapter to go on from.
     start_lora: low-rank weights to go on from, as the tensors of a LoRA file.
