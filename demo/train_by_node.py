@@ -159,7 +159,7 @@ def train_control(folder: Path, work: Path, loras: Path) -> None:
     from atelier.training.captions import read_captions
     from atelier.training.host_adapter import AdapterRun, train_adapter
     from atelier.training.host_edit import Watch
-    from atelier.training.loop import Plan
+    from atelier.training.loop import Plan, replace_file
     from atelier.training.low_rank import lora_file
     from safetensors.torch import load_file, save_file
     from shapeworld.captioned import SEED
@@ -178,7 +178,7 @@ def train_control(folder: Path, work: Path, loras: Path) -> None:
             watch = Watch(print, functools.partial(_print_step, name, stage.steps))
             weights = train_adapter(base.model, base.clip, base.vae, load_llm(), run, watch)[1]
             tensors = lora_file({key.removeprefix("unet."): value for key, value in weights.items()})
-            save_file(tensors, file)
+            replace_file(file, functools.partial(save_file, tensors))
         start = load_file(file)
 
 
