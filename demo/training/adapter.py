@@ -17,7 +17,7 @@ class Stage:
     keep_words: int
 
 
-STAGES = (Stage(6_000, 1e-3, 0), Stage(1_000, 3e-4, 10))
+STAGES = (Stage(6_000, 1e-3, 0), Stage(1_500, 3e-4, 10))
 """All captions first; then short ones are led back to what the base draws of them, and dense ones go on.
 
 Nearly all captions of one thing have 10 words or fewer.
