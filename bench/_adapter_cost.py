@@ -18,8 +18,7 @@ TEXT, LLM = (1, 77, 768), (1, 256, 2048)
 
 def costs(quick: bool, note: Callable[[dict[str, Figure]], None]) -> None:
     """Whole runs with 77 tokens of text and with 256 of the adapter behind them, encoding excluded, in turn."""
-    dtype = torch.float16 if torch.cuda.is_available() else torch.bfloat16
-    model = sd15(32 if quick else CHANNELS, dtype)
+    model = sd15(32 if quick else CHANNELS)
     adapter = read_adapter(random_state(AdapterShape(LLM[-1], TEXT[-1])))
     texts, features = ([torch.randn(shape) for _ in range(2)] for shape in (TEXT, LLM))
     fused = [adapter(text, llm) for text, llm in zip(texts, features, strict=True)]

@@ -2,8 +2,8 @@
 
 A UNet of the SD1.5 layout with random weights draws latents of 64×64 by the host's own sampler with cfg and with
 feedback in the first half of the steps. "Cold" reads the pictures and keeps them; "warm" finds them; each with merged
-tokens too. Full size, in fp16 on a GPU and in bfloat16 on a CPU. To be imported after `_world.start_host` and
-`_world.pack`.
+tokens too. Full size, in fp16 on a GPU, and on a CPU in bfloat16, or in fp32 where it does not compute in that. To be
+imported after `_world.start_host` and `_world.pack`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from _figures import Figure, mean, single
 from atelier.attention.patches import FabricSchedule, apply_fabric, shared_cache
 from atelier.attention.reference_cache import ReferenceCache
 from atelier.attention.schedule import MERGE_ABOVE
+from training.host import has_bf16
 
 COUNTS = ((1, 0), (1, 1), (4, 4))
 SIDE, CFG, TEXT = 64, 7.0, (1, 77, 768)
@@ -31,8 +32,9 @@ CACHE = 2**33
 Patcher = comfy.model_patcher.ModelPatcher
 
 
-def sd15(channels: int, dtype: torch.dtype) -> Patcher:
+def sd15(channels: int) -> Patcher:
     """A UNet of the SD1.5 layout with random weights that keep signals near unit size."""
+    dtype = torch.float16 if torch.cuda.is_available() else torch.bfloat16 if has_bf16() else torch.float32
     unet = {
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "num_res_blocks": [2] * 4,
         "channel_mult": [1, 2, 4, 4], "num_heads": 8, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
@@ -86,7 +88,7 @@ def peak(model: Patcher, steps: int) -> int:
 
 def costs(repeats: int, steps: int, channels: int, progress: Callable[[dict[str, Figure]], None]) -> None:
     """Ratios of whole runs, each to the plain run of the same repeat, which came just before it."""
-    model = sd15(channels, torch.float16 if torch.cuda.is_available() else torch.bfloat16)
+    model = sd15(channels)
     size = sum(weight.numel() for weight in model.model.diffusion_model.parameters()) / 1e6
     progress({"cost_model": single(size, "million"), "cost_steps": single(steps, "steps")})
     seconds(model, 2)
